@@ -1,0 +1,122 @@
+# make demo     one real container through agentshim: what was asked, what was granted, and why
+# make test     everything; installs what it needs (apt and pip) by itself
+# make install  PREFIX=/usr/local, DESTDIR=
+.DEFAULT_GOAL := build
+.PHONY: build launcher demo test lint bench install uninstall clean packages packages-demo
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+LIBDIR := $(PREFIX)/lib/agentshim
+VENV := .venv
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# The interpreter of production: the system's where it is new enough, since it starts fastest, else any python3.
+NEW_ENOUGH := import sys; sys.version_info >= (3, 11) or sys.exit(1); print(sys.executable)
+PYTHON ?= $(shell for p in /usr/bin/python3 python3; do \
+	$$p -I -c '$(NEW_ENOUGH)' 2>/dev/null && exit; done; echo /usr/bin/python3)
+RUN := $(VENV)/bin/python
+
+DEMO_PACKAGES := runc busybox-static gcc libc6-dev musl-tools python3
+# Not every release of Debian and Ubuntu has these; a test that misses one skips, loudly.
+WANTED := criu docker-compose netavark aardvark-dns containernetworking-plugins fuse-overlayfs crun slirp4netns
+PACKAGES := $(DEMO_PACKAGES) make python3-dev python3-venv docker.io containerd podman libseccomp-dev libseccomp2 \
+	nftables iptables iproute2 tini conmon uidmap strace dnsmasq-base util-linux
+
+# $(call apt,REQUIRED,WANTED): install what is missing; a no-op without root's help where nothing is.
+define apt
+	@have=$$(dpkg-query -W -f='$${Package} $${db:Status-Status}\n' $(1) $(2) 2>/dev/null | sed -n 's/ installed$$//p' || true); \
+	missing=$$(for p in $(1) $(2); do grep -qx "$$p" <<< "$$have" || echo $$p; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	echo "installing:" $$missing; \
+	if [ "$$(id -u)" != 0 ]; then echo "make: not root: run make as root, or install these packages first" >&2; exit 1; fi; \
+	apt-get update -q; \
+	for p in $$missing; do \
+		if apt-cache show --no-all-versions $$p >/dev/null 2>&1; then found="$${found:-} $$p"; \
+		elif grep -qw -- "$$p" <<< "$(2)"; then echo "NOT OFFERED BY THIS RELEASE, its tests will skip: $$p" >&2; \
+		else echo "make: this release has no package $$p" >&2; exit 1; fi; \
+	done; \
+	if [ -n "$${found:-}" ]; then DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$found; fi
+endef
+
+packages:
+	$(call apt,$(PACKAGES),$(WANTED))
+
+packages-demo:
+	$(call apt,$(DEMO_PACKAGES),)
+
+# The stamp names what the environment was made for: another interpreter or another pyproject.toml makes it again.
+STAMP = $(VENV)/made-for-$(shell { $(PYTHON) -VV; cat pyproject.toml; } 2>/dev/null | sha256sum | cut -c1-16)
+.PHONY: venv
+venv: packages
+	@if [ -e "$(STAMP)" ]; then exit 0; fi; \
+	rm -rf $(VENV); \
+	$(PYTHON) -m venv $(VENV); \
+	$(RUN) -c 'import tomllib; o = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print("\n".join(o["cold"] + o["test"]))' > $(VENV)/requirements; \
+	$(RUN) -m pip install -qq --disable-pip-version-check -r $(VENV)/requirements; \
+	touch "$(STAMP)"
+
+NATIVE := $(wildcard native/*.c native/*.cdef native/*.py)
+
+build: venv
+	@$(MAKE) -s native/build/.whole
+	$(bytecode)
+
+native/build/.whole: $(NATIVE) $(STAMP)
+	$(RUN) -B native/build.py --python $(PYTHON)
+	@touch $@
+
+# The launcher passes -B: byte code is made here, or every start of the development tree would compile 30 modules.
+define bytecode
+	@$(PYTHON) -I -m compileall -q shim hooks
+endef
+
+launcher: packages-demo
+	@$(MAKE) -s native/build/agentshim
+	$(bytecode)
+
+native/build/agentshim: $(NATIVE)
+	$(PYTHON) -B native/build.py --launcher --python $(PYTHON)
+
+demo: launcher
+	@$(PYTHON) -B -m conformance.demo
+
+test: build
+	$(RUN) -B -m pytest $(TESTS)
+
+lint: build
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+	$(RUN) -B native/build.py --analyze
+
+bench: build
+	@$(RUN) -B -m conformance.bench
+
+# Byte code is compiled here, once, never at a container's start (the launcher passes -B). unchecked-hash: a copy or a
+# package that moves modification times must not make it stale and every start slow without a word. An upgrade removes
+# the old tree first, so that no stale file stays.
+install: build
+	rm -rf $(DESTDIR)$(LIBDIR)
+	install -d -m 755 $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)
+	$(RUN) -B native/build.py --payload | tar -c -T - | \
+		tar -x -C $(DESTDIR)$(LIBDIR) --no-same-owner --no-same-permissions
+	chmod -R go-w $(DESTDIR)$(LIBDIR)
+	$(RUN) -m pip install -qq --disable-pip-version-check --no-compile --target $(DESTDIR)$(LIBDIR)/site-packages \
+		$$($(RUN) -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cold"])')
+	cd $(DESTDIR)$(LIBDIR) && $(PYTHON) -I -X no_debug_ranges -m compileall -q --invalidation-mode unchecked-hash \
+		-s $(DESTDIR)$(LIBDIR) -p $(LIBDIR) .
+	echo $(PYTHON) > $(DESTDIR)$(LIBDIR)/python
+	echo $(LIBDIR)/site-packages > $(DESTDIR)$(LIBDIR)/site
+	chmod 644 $(DESTDIR)$(LIBDIR)/python $(DESTDIR)$(LIBDIR)/site
+	install -m 755 native/build/agentshim $(DESTDIR)$(PREFIX)/bin/agentshim
+
+uninstall:
+	rm -rf $(DESTDIR)$(LIBDIR)
+	rm -f $(DESTDIR)$(PREFIX)/bin/agentshim
+
+clean:
+	rm -rf native/build dist shim/_sys.abi3.so $(VENV)
+	find shim hooks native tests conformance -name __pycache__ -prune -exec rm -rf {} +

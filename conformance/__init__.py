@@ -1,0 +1,1 @@
+"""Conformance: real engines and real delegates, asked what became of a container under each policy."""

@@ -1,0 +1,95 @@
+"""How many modules a decided verb imports, and what they cost: `python -X importtime`, out of process.
+
+Belongs here: running our Python part without the launcher, and reading the interpreter's own account.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from importlib.util import cache_from_source
+from pathlib import Path
+
+from conformance.bench import calls, docker
+from conformance.bench.life import ENVIRONMENT, Container, Failed
+from conformance.bench.turns import Bench
+
+INTERPRETER = ("-I", "-S", "-B", "-X", "utf8")  # as native/launcher.c starts it
+
+
+@dataclass(frozen=True)
+class Imports:
+    """What one verb imports beyond the bare interpreter's own modules: (microseconds, name), dearest first."""
+
+    verb: str
+    modules: list[tuple[int, str]]
+
+    @property
+    def ms(self) -> float:
+        """The sum, in milliseconds; importtime itself makes it a little too large."""
+        return sum(cost for cost, _ in self.modules) / 1000
+
+
+def accounts(bench: Bench, python: str, library: Path) -> list[Imports]:
+    """create, exec and update of one container, each once. Raises Failed."""
+    container = bench.fresh("shim", docker.template({**bench.spec, "process": docker.process("sleep", "3600")}))
+    found = []
+    try:
+        for verb in ("create", "exec", "update"):
+            args, stdin = calls.arguments(verb, container)
+            argv = launcher_call(python, library, container, bench.delegate, *args)
+            found.append(imported(verb, argv, container, stdin))
+            if verb == "create":
+                container.start()
+    finally:
+        container.discard()
+    return found
+
+
+def launcher_call(python: str, library: Path, container: Container, delegate: str, *args: str) -> list[str]:
+    """The argv that the launcher makes for our Python part (nothing ignored, not called through a link)."""
+    head = [python, *INTERPRETER, str(library / "shim" / "main.py"), "0", container.by.program, delegate]
+    return [*head, *container.by.argv(container.bundle)[1:], *args]
+
+
+def imported(verb: str, argv: list[str], container: Container, stdin: Path | None = None) -> Imports:
+    """Run `argv` (a call of main.py) in the container's bundle, and account for its imports. Raises Failed."""
+    bare = {name for _, name in _account([argv[0], *INTERPRETER, "-c", "pass"], container.bundle, None)}
+    seen = _account(argv, container.bundle, stdin)
+    return Imports(verb, sorted(((cost, name) for cost, name in seen if name not in bare), reverse=True))
+
+
+def stale(library: Path) -> int:
+    """How many hot modules have no byte code that is as new as they: each is then compiled at every start (-B)."""
+    sources = [
+        file for room in ("shim", "hooks") for file in (library / room).rglob("*.py") if "cold" not in file.parts
+    ]
+    return sum(not _compiled(source) for source in sources)
+
+
+def _compiled(source: Path) -> bool:
+    made = Path(cache_from_source(str(source)))
+    return made.is_file() and made.stat().st_mtime >= source.stat().st_mtime
+
+
+def _account(argv: list[str], cwd: Path, stdin: Path | None) -> list[tuple[int, str]]:
+    argv = [argv[0], "-X", "importtime", *argv[1:]]
+    account = cwd / "importtime"
+    with Path(stdin or os.devnull).open("rb") as source, account.open("wb") as sink:
+        # The container inherits stderr: a file does not keep us waiting for it, a pipe would.
+        done = subprocess.run(argv, cwd=cwd, env=ENVIRONMENT, stdin=source, stdout=subprocess.DEVNULL, stderr=sink)
+    lines = account.read_text(errors="replace").splitlines()
+    if done.returncode:
+        raise Failed(f"{' '.join(argv)}: exit {done.returncode}: {lines[-1] if lines else '(silent)'}")
+    rows = [line.removeprefix("import time:").split("|") for line in lines if line.startswith("import time:")]
+    return [(int(own), name.strip()) for own, _, name in rows if own.strip().isdigit()]
+
+
+def table(found: list[Imports]) -> str:
+    """The accounts as a markdown table."""
+    lines = ["| verb | modules beyond the interpreter's | ms | dearest (µs) |", "|---|---|---|---|"]
+    for one in found:
+        dearest = ", ".join(f"{name} {cost}" for cost, name in one.modules[:5])
+        lines.append(f"| `{one.verb}` | {len(one.modules)} | {one.ms:.1f} | {dearest} |")
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""The measurement as text: a header that says on what, and a markdown table. Next door: `rows` measures."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from conformance.bench.imports import stale
+from conformance.bench.turns import Bench, Row
+
+NAMES = {
+    "shim": "agentshim (runc)",
+    "runc": "runc, Docker's bundle",
+    "runc-granted": "runc, our granted config",
+    "shim-crun": "agentshim (crun)",
+    "crun": "crun, Docker's bundle",
+    "shim-bare": "agentshim (runc)",
+    "runc-bare": "runc",
+}
+
+
+def header(bench: Bench, options: argparse.Namespace) -> str:
+    """Machine and versions, one fact a line."""
+    facts = {
+        "kernel": platform.release(),
+        "CPUs": f"{len(os.sched_getaffinity(0))}, load {os.getloadavg()[0]:.1f} at the start",
+        "runc": _version(bench.delegate),
+        "crun": _version(options.crun) if options.crun else "absent: its rows are left out",
+        "libseccomp": _libseccomp(),
+        "python": f"{_version(options.python)}, {_byte_code(options.library)}",
+        "agentshim": bench.cast["shim"].program,
+        "rounds": f"{bench.rounds}, seed {bench.seed}, bundles on {bench.work}",
+    }
+    return "\n".join(f"- {key}: {value}" for key, value in facts.items())
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as markdown. A limit on a rate is a least one, all others are greatest ones."""
+    lines = [
+        "| work | ours | ms | against | ms | ours to theirs | 95 % | limit | held | n |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(row) for row in rows]
+    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    cells = [
+        row.work,
+        NAMES[row.ours],
+        f"{row.ours_ms:.1f}",
+        NAMES[row.theirs] if row.group not in ("looks", "steps", "execs", "updates") else "runc, same container",
+        f"{row.theirs_ms:.1f}",
+        _amount(row.found.point, row.unit),
+        f"{_amount(row.found.low, row.unit)} … {_amount(row.found.high, row.unit)}",
+        "" if row.limit is None else ("≥ " if row.unit == "rate" else "≤ ") + _amount(row.limit, row.unit),
+        row.held,
+        str(row.samples),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:+.1f} ms" if unit == "ms" else f"{value:.2f}" + (" rate" if unit == "rate" else "")
+
+
+def _version(program: str) -> str:
+    done = subprocess.run([program, "--version"], capture_output=True, text=True)
+    return (done.stdout or done.stderr or "unknown\n").splitlines()[0]
+
+
+def _byte_code(library: Path) -> str:
+    missing = stale(library)
+    return f"WITHOUT BYTE CODE FOR {missing} MODULES: run make first" if missing else "byte code present"
+
+
+def _libseccomp() -> str:
+    name = ctypes.util.find_library("seccomp")
+    if name is None:
+        return "absent"
+    library = ctypes.CDLL(name)
+    library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
+    return ".".join(str(part) for part in library.seccomp_version().contents)

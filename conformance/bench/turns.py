@@ -1,0 +1,131 @@
+"""Contenders that take turns: who takes part, in which order, and the comparison that comes out.
+
+Belongs here: rounds and rows as such. Next door: `rows` says what is compared with what, `life` does one timed thing.
+Within a group all contenders take turns, in an order thrown anew each round, so that a busy minute hits all alike.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from conformance.bench import docker, place, stats
+from conformance.bench.life import Container, Contender, fresh
+
+Samples = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `unit` is "x" (ratio), "ms" (difference of times) or "rate" (ratio of lives a second)."""
+
+    group: str
+    work: str
+    ours: str
+    ours_ms: float
+    theirs: str
+    theirs_ms: float
+    found: stats.Estimate
+    unit: str
+    limit: float | None
+    samples: int
+
+    @property
+    def held(self) -> str:
+        """Whether the limit was kept: yes, no, unclear, or nothing where there is no limit."""
+        return stats.held(self.found, self.limit, at_least=self.unit == "rate")
+
+
+@dataclass
+class Bench:
+    """A measurement in progress: contenders in their namespaces, and how often each does its work."""
+
+    where: place.Place
+    work: Path
+    cast: dict[str, Contender]
+    spec: dict[str, Any]
+    rounds: int
+    seed: int
+    dice: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Throw the order of the contenders from the seed."""
+        self.dice = random.Random(self.seed)
+
+    def fresh(self, name: str, template: bytes | None = None) -> Container:
+        """A new container of the contender `name`; the process moves to that contender's namespace."""
+        contender = self.cast[name]
+        self.where.enter(contender.place)
+        return fresh(contender, self.work, template)
+
+    def interleave(self, tasks: Mapping[str, Callable[[], float]], rounds: int) -> Samples:
+        """`rounds` samples (ms) of every task, after one that warms up and is thrown away."""
+        samples: Samples = {name: [] for name in tasks}
+        for number in range(rounds + 1):
+            order = list(tasks)
+            self.dice.shuffle(order)
+            for name in order:
+                took = tasks[name]()
+                if number:
+                    samples[name].append(took)
+        return samples
+
+    def row(
+        self, group: str, work: str, samples: Samples, ours: str, theirs: str, limit: float | None, unit: str = "x"
+    ) -> Row:
+        """The comparison of two contenders out of `samples`; for a rate, a sample is ms a life."""
+        mine, other = samples[ours], samples[theirs]
+        if unit == "ms":
+            found = stats.compare(mine, other, stats.difference, self.seed)
+        elif unit == "rate":
+            found = stats.compare(other, mine, stats.ratio, self.seed)
+        else:
+            found = stats.compare(mine, other, stats.ratio, self.seed)
+        return Row(group, work, ours, median(mine), theirs, median(other), found, unit, limit, len(mine))
+
+    @contextmanager
+    def sleeper(self) -> Iterator[Container]:
+        """A running container that agentshim made, and that does nothing."""
+        process = docker.process("sleep", "3600")
+        container = self.fresh("shim", docker.template({**self.spec, "process": process}))
+        try:
+            container.create()
+            container.start()
+            yield container
+        finally:
+            container.discard()
+
+    @property
+    def delegate(self) -> str:
+        """The program that agentshim hands on to in the first namespace."""
+        return self.cast["runc"].program
+
+
+def granted(bench: Bench) -> bytes:
+    """What agentshim makes of Docker's bundle, as a template: taken from a create that is undone."""
+    container = bench.fresh("shim")
+    try:
+        container.create()
+        return (container.bundle / "config.json").read_bytes().replace(container.name.encode(), docker.ID.encode())
+    finally:
+        container.discard()
+
+
+def cast(shim: str, runc: str, crun: str | None, work: Path, spec: dict[str, Any]) -> dict[str, Contender]:
+    """All contenders but the one that runs our granted config, which only agentshim can tell (see `granted`)."""
+    asked = docker.template(spec)
+    bare = docker.template({**spec, "linux": {k: v for k, v in spec["linux"].items() if k != "seccomp"}})
+    roots = work / "roots"
+    ours = Contender("shim", shim, asked, roots / "shim", "runc")
+    theirs = Contender("runc", runc, asked, roots / "runc", "runc")
+    found = [ours, theirs]
+    found += [replace(ours, name="shim-bare", template=bare), replace(theirs, name="runc-bare", template=bare)]
+    if crun is not None:
+        found.append(replace(ours, name="shim-crun", root=roots / "shim-crun", place="crun"))
+        found.append(Contender("crun", crun, asked, roots / "crun", "crun"))
+    return {one.name: one for one in found}

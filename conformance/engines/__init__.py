@@ -1,0 +1,1 @@
+"""The life-cycle checklist on dockerd, containerd and podman."""

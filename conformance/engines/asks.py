@@ -1,0 +1,156 @@
+"""What users ask for beyond a ceiling, on docker and podman: privileges, the host's namespaces, host authority.
+
+Under a policy each of these runs with nothing of what it asked, or is refused with a message that the user sees.
+Under `identity` the outcome, failure included, is what plain runc makes of it. Next door: `checklist` for ordinary life.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import cgroup, evidence, expect
+from conformance.columns import AGENT, COLUMNS, Column
+from conformance.engines.checklist import SLEEP, volume
+from conformance.engines.harness import BUSYBOX, DockerLike
+from conformance.room import Result
+
+HOST = evidence.of_process("self")
+RUNC = COLUMNS[0]
+Oracle = Callable[..., Any]
+
+ASKS: dict[str, tuple[str, ...]] = {
+    "nothing": (),
+    "cap-add": ("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_PTRACE"),
+    "cap-add all": ("--cap-add", "ALL"),
+    "privileged": ("--privileged",),
+    "pid host": ("--pid=host",),
+    "ipc host": ("--ipc=host",),
+    "uts host": ("--uts=host",),
+    "network host": ("--network=host",),
+    "cgroup host": ("--cgroupns=host",),
+    "no seccomp": ("--security-opt", "seccomp=unconfined"),
+    "everything": ("--privileged", "--pid=host", "--ipc=host", "--uts=host", "--network=host", "--cgroupns=host"),
+}
+# The kernel must show plain runc to have got these, or the probe proves nothing.
+TELLING = {"cap-add", "pid host", "ipc host", "uts host", "network host", "no seccomp"}
+
+AUTHORITY = ("/", "/proc", "/sys", "/dev", "/etc", "/etc/shadow", "/root", "/run", "/var/lib", "/proc/sys/kernel")
+
+
+def look(engine: DockerLike, column: Column, *args: str) -> Result:
+    """Run the probe in a new container."""
+    return engine.run(column, *args, engine.image(BUSYBOX), "sh", "-c", evidence.SCRIPT)
+
+
+def look_by_exec(engine: DockerLike, column: Column, *args: str) -> Result:
+    """Run the probe by exec in a container that asked for nothing."""
+    with engine.detached(column, engine.image(BUSYBOX), *SLEEP) as name:
+        return engine.do("exec", *args, name, "sh", "-c", evidence.SCRIPT)
+
+
+def outcome(result: Result) -> dict[str, Any]:
+    """What two runtimes must agree about: the evidence, or the exit code and message of a failure."""
+    if result.code == 0:
+        return expect.normal(evidence.parsed(result.out), HOST)
+    return {"exit": result.code, "message": re.sub(r"[0-9a-f]{12,64}|\d+", "N", result.err)}
+
+
+def agrees(column: Column, found: Result, oracle: Callable[[], Result]) -> None:
+    """The verdict on one ask: within the column's ceiling, or what runc makes of it."""
+    if column.ceiling is None:
+        assert not expect.difference(outcome(oracle()), outcome(found))
+        return
+    assert found.code == 0, str(found)
+    assert not expect.excess(evidence.parsed(found.out), column.ceiling, HOST), str(found)
+
+
+class Asks:
+    """The attempts; a subclass provides the fixture `engine`."""
+
+    @pytest.mark.parametrize("ask", ASKS)
+    def test_run(self, engine: DockerLike, column: Column, oracle: Oracle, ask: str) -> None:
+        found = look(engine, column, *ASKS[ask])
+        agrees(column, found, lambda: oracle(look, engine, RUNC, *ASKS[ask]))
+        if not column.shim and ask in TELLING:
+            more = expect.excess(evidence.parsed(found.out), AGENT, HOST)
+            less = expect.excess(evidence.parsed(oracle(look, engine, RUNC).out), AGENT, HOST)
+            assert set(more) - set(less), "plain runc was not seen to have what was asked"
+
+    @pytest.mark.parametrize("args", [(), ("--privileged",), ("--user", "1000:1000")], ids=["", "privileged", "user"])
+    def test_exec(self, engine: DockerLike, column: Column, oracle: Oracle, args: tuple[str, ...]) -> None:
+        """The engine builds exec's process.json from its own copy of the spec, not from what was granted."""
+        found = look_by_exec(engine, column, *args)
+        if column.ceiling is None or not args or args[0] == "--privileged":
+            agrees(column, found, lambda: oracle(look_by_exec, engine, RUNC, *args))
+        else:
+            seen = evidence.parsed(found.out)
+            assert seen.status["Uid"].split()[0] == "1000"
+            assert not any(caps & ~column.ceiling.caps for caps in seen.caps.values()), seen.caps
+
+    @pytest.mark.parametrize("path", AUTHORITY)
+    def test_host_authority(self, engine: DockerLike, lowered: Column, path: str) -> None:
+        """A mount of host authority is refused and named; nothing is run."""
+        refused(engine.run(lowered, "-v", f"{path}:/host", engine.image(BUSYBOX), "echo", "ran"), path)
+
+    def test_engine_socket(self, engine: DockerLike, lowered: Column, tmp_path: Path, listener: Path) -> None:
+        refused(engine.run(lowered, "-v", f"{listener}:/s", engine.image(BUSYBOX), "echo", "ran"), str(listener))
+
+    def test_escalation(self, engine: DockerLike, lowered: Column, listener: Path) -> None:
+        """The whole host, asked for at once: refused for its mounts; without them, nothing of it is granted."""
+        mounts = ("-v", "/:/host", "-v", f"{listener}:/s")
+        asked = ("--privileged", "--pid=host")
+        refused(engine.run(lowered, *asked, *mounts, engine.image(BUSYBOX), "echo", "ran"), "/host", "/s")
+        agrees(lowered, look(engine, lowered, *asked), lambda: look(engine, RUNC))
+
+    def test_symbolic_link_to_authority(self, engine: DockerLike, lowered: Column, tmp_path: Path) -> None:
+        """CVE-like: a harmless name that leads to the host's root."""
+        link = volume(engine, tmp_path) / "link"
+        link.symlink_to("/")
+        refused(engine.run(lowered, "-v", f"{link}:/host", engine.image(BUSYBOX), "echo", "ran"))
+
+    def test_host_device(self, engine: DockerLike, lowered: Column) -> None:
+        """A device of the host is not granted by asking for it: refused, or not there to be opened."""
+        found = engine.run(lowered, "--device", "/dev/kmsg", engine.image(BUSYBOX), "dd", "if=/dev/kmsg", "count=1")
+        assert found.code != 0, str(found)
+
+    @pytest.mark.parametrize("kind, inode", [("pid", "pid"), ("network", "net"), ("ipc", "ipc")])
+    def test_namespace_of_another_container(self, engine: DockerLike, column: Column, kind: str, inode: str) -> None:
+        """Shared with a container, never with the host."""
+        with engine.detached(column, "--ipc=shareable", engine.image(BUSYBOX), *SLEEP) as first:
+            found = look(engine, column, f"--{kind}=container:{first}")
+            assert found.code == 0, str(found)
+            theirs = evidence.of_process(engine.pid(first))
+            assert evidence.parsed(found.out).namespaces[inode] == theirs[inode]
+
+    @pytest.mark.parametrize("mode, interfaces", [("none", {"lo"}), ("bridge", {"lo", "eth0"})])
+    def test_network(self, engine: DockerLike, column: Column, mode: str, interfaces: set[str]) -> None:
+        """What the engine attached is there, and nothing else."""
+        found = engine.run(column, f"--network={mode}", engine.image(BUSYBOX), "ls", "/sys/class/net")
+        assert set(found.out.split()) - {"bonding_masters", "sit0", "tunl0", "ip6tnl0"} == interfaces, str(found)
+
+    def test_network_of_the_host(self, engine: DockerLike, lowered: Column) -> None:
+        """--network host gives a network namespace of its own, in which none of the host's interfaces are."""
+        found = engine.run(lowered, "--network=host", engine.image(BUSYBOX), "ls", "/sys/class/net")
+        assert found.code == 0 and not set(found.out.split()) & {"eth0", "docker0"}, str(found)
+
+    def test_update_within_the_ceiling(self, engine: DockerLike, lowered: Column) -> None:
+        """update cannot take off a limit that the policy set."""
+        with engine.detached(lowered, engine.image(BUSYBOX), *SLEEP) as name:
+            before = cgroup.processes(engine.pid(name))
+            assert before is not None
+            engine.do("update", "--pids-limit", "-1", name)
+            after = cgroup.processes(engine.pid(name))
+            assert after is not None and after <= before
+
+
+def refused(result: Result, *named: str) -> None:
+    """The user sees our one message, naming what was refused, and nothing was run."""
+    assert result.code not in (0, 126, 127), str(result)
+    assert "ran" not in result.out, str(result)
+    assert expect.REFUSAL.search(result.err), str(result)
+    assert all(name in result.err for name in named), str(result)

@@ -1,0 +1,100 @@
+"""Session-scoped engines: each is started once, for the first test that asks for it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conformance.columns import Column, chosen, missing
+from conformance.engines import harness, images
+from conformance.room import Result, Room
+
+
+@pytest.fixture(scope="session")
+def archive(the_room: Room) -> Callable[[str], Path]:
+    """archive(name): the image `name` as a file, made on first use; skips loudly where it cannot be made."""
+
+    def made(name: str) -> Path:
+        target = the_room.base / f"{name}.image"
+        if why := images.missing(name):
+            pytest.skip(f"SKIPPED LOUDLY: {why}")
+        if not target.exists():
+            images.archive(name, images.build(name, the_room.base / f"{name}.tar"), target)
+        return target
+
+    return made
+
+
+def needs(*tools: str) -> None:
+    """Skip loudly unless all `tools` are installed."""
+    if absent := [name for name in tools if not images.tool(name)]:
+        pytest.skip(f"SKIPPED LOUDLY: not installed: {', '.join(absent)}")
+
+
+@pytest.fixture(scope="session")
+def dockerd(the_room: Room, archive: Callable[[str], Path]) -> Iterator[harness.Docker]:
+    """A dockerd of our own."""
+    needs("dockerd", "docker", "containerd", "runc")
+    with harness.docker(the_room, archive) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def remapped(the_room: Room, archive: Callable[[str], Path]) -> Iterator[harness.Docker]:
+    """A dockerd with userns-remap: root in its containers is an unprivileged user of the host."""
+    needs("dockerd", "docker", "containerd", "runc", "useradd")
+    assert the_room.run(["useradd", "--no-create-home", "ascremap"]).code == 0
+    with harness.docker(the_room, archive, "u", **{"userns-remap": "ascremap:ascremap"}) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def containerd(the_room: Room, archive: Callable[[str], Path]) -> Iterator[harness.Containerd]:
+    """A containerd of our own."""
+    needs("containerd", "ctr", "runc")
+    with harness.containerd(the_room, archive) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def podman(the_room: Room, archive: Callable[[str], Path]) -> Iterator[harness.Podman]:
+    """podman on storage of our own."""
+    needs("podman", "conmon", "runc")
+    with harness.podman(the_room, archive) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[..., Result]:
+    """oracle(look, engine, column, *args): `look(...)`, run once a session; what plain runc makes of it."""
+    known: dict[tuple[object, ...], Result] = {}
+
+    def ask(look: Callable[..., Result], engine: harness.Engine, *args: object) -> Result:
+        key = (look.__name__, engine.name, *args)
+        if key not in known:
+            known[key] = look(engine, *args)
+        return known[key]
+
+    return ask
+
+
+@pytest.fixture(params=[column for column in chosen() if column.ceiling], ids=lambda column: column.name)
+def lowered(request: pytest.FixtureRequest) -> Column:
+    """Each column that has a ceiling."""
+    column: Column = request.param
+    why = missing(column)
+    assert not why, why
+    return column
+
+
+@pytest.fixture(scope="session")
+def listener(the_room: Room) -> Iterator[Path]:
+    """A socket with somebody behind it, as an engine's API is."""
+    path = the_room.base / "api.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        yield path

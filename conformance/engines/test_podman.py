@@ -1,0 +1,58 @@
+"""The checklist on podman, and what only podman has: user namespaces by --uidmap, rootless users, no daemon."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from conformance import evidence, expect
+from conformance.columns import Column, path_of
+from conformance.engines.asks import HOST, Asks, look
+from conformance.engines.checklist import SLEEP, Checklist
+from conformance.engines.harness import BUSYBOX, Podman
+from conformance.engines.images import tool
+
+pytestmark = pytest.mark.engine
+
+
+class TestLife(Checklist):
+    INIT: ClassVar[tuple[str, ...]] = ("--init", "--init-path", tool("tini-static") or tool("catatonit"))
+
+    @pytest.fixture
+    def engine(self, podman: Podman) -> Podman:
+        return podman
+
+    def test_health_check(self, engine: Podman, column: Column) -> None:
+        """Without systemd's timers podman checks when it is told to."""
+        check = ("--health-cmd", "test -e /tmp/well", "--health-interval", "disable", "--health-retries", "1")
+        with engine.detached(column, *check, engine.image(BUSYBOX), "sh", "-c", "touch /tmp/well; sleep 1000") as name:
+            engine.must("healthcheck", "run", name)
+            engine.must("exec", name, "rm", "/tmp/well")
+            assert engine.do("healthcheck", "run", name).code == 1
+
+
+class TestAsks(Asks):
+    @pytest.fixture
+    def engine(self, podman: Podman) -> Podman:
+        return podman
+
+    def test_information(self, engine: Podman, column: Column) -> None:
+        """podman asks the runtime for its version."""
+        found = engine.must("--runtime", path_of(column, engine.room), "info", "--format", "{{.Host.OCIRuntime.Version}}")
+        assert "version" in found
+
+
+class TestUserNamespace:
+    """--uidmap: works, as it does with plain runc."""
+
+    def test_run_and_exec(self, podman: Podman, column: Column) -> None:
+        maps = ("--uidmap", "0:200000:65536", "--gidmap", "0:200000:65536")
+        found = look(podman, column, *maps)
+        assert found.code == 0, str(found)
+        seen = evidence.parsed(found.out)
+        assert seen.namespaces["user"] != HOST["user"]
+        assert column.ceiling is None or not expect.excess(seen, column.ceiling, HOST)
+        with podman.detached(column, *maps, podman.image(BUSYBOX), *SLEEP) as name:
+            assert podman.must("exec", name, "id", "-u") == "0"
+            assert evidence.status_of(podman.pid(name))["Uid"].split()[0] == "200000"

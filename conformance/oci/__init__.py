@@ -1,0 +1,1 @@
+"""The runtime's command line without an engine: life cycle, differential, bad input."""

@@ -1,0 +1,122 @@
+"""Verbs to modules, and the one place where an error becomes a message, a log line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from shim import argv
+from shim.errors import Bug, ShimError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.argv import Call
+
+# What agentshim decides, and what it adds of its own; every other verb goes to the delegate as it is.
+COLD = ("explain", "policy")
+LAUNCHER_ARGUMENTS = 3
+
+
+class Context:
+    """What the launcher told: `ignored`: its mask of ignored signals; `execfn`: the path it was executed by."""
+
+    __slots__ = ("ignored", "execfn")
+
+    def __init__(self, ignored: int, execfn: str) -> None:
+        self.ignored = ignored
+        self.execfn = execfn
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one call; returns only if it was ours to answer or was refused. Exit codes are runc's: 1, exec 255."""
+    context = Context(int(arguments[0]), arguments[1])
+    words = arguments[LAUNCHER_ARGUMENTS:]
+    try:
+        call = argv.parse(words)
+        return _run(call, context)
+    except ShimError as error:
+        return _fail(error, words)
+    except RecursionError:
+        return _fail(Bug("cli", "recursion", "too deep", "a flat request", "report this; nothing was run"), words)
+    except Exception as error:
+        # A traceback would go to the container's own output; where it happened is enough to report it.
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
+        asked = f"{type(error).__name__}: {error}"
+        return _fail(Bug("cli", where, asked, "no such error", "report this; nothing was run"), words)
+
+
+def _run(call: Call, context: Context) -> int:
+    if call.verb in COLD or call.verb in ("", "help", "version"):
+        from shim.cold import front  # argparse and friends: never on a container's way
+
+        return front.run(call, context)
+    if call.verb == "hook":
+        from shim.verbs import hook
+
+        return hook.run(call)
+    if call.verb in ("create", "run", "restore") and not call.probe:
+        from shim.verbs import create
+
+        return create.run(call, context)
+    if call.verb == "exec" and not call.probe:
+        from shim.verbs import execute
+
+        return execute.run(call, context)
+    if call.verb == "update" and not call.probe:
+        from shim.verbs import update
+
+        return update.run(call, context)
+    from shim.verbs import passed
+
+    return passed.run(call, context)
+
+
+def _fail(error: ShimError, words: list[str]) -> int:
+    """Says `error` once on stderr and once in the engine's log; the exit code that runc would give."""
+    message = str(error)
+    sys.stderr.write(message + "\n")
+    log, is_json, verb = _intent(words)
+    if log:
+        _log(log, is_json, message)
+    return 255 if verb == "exec" else 1
+
+
+def _intent(words: list[str]) -> tuple[str, bool, str]:
+    """(log file, whether it is JSON, verb) of a call that may be malformed: read leniently, only to report."""
+    log, form, verb, at = "", "text", "", 0
+    while at < len(words) and not verb:
+        name, equals, value = words[at].lstrip("-").partition("=")
+        if words[at][:1] != "-":
+            verb = words[at]
+        elif name in argv.GLOBALS and name not in argv.FLAGS | argv.TEXT_GLOBALS and not equals:
+            at += 1
+            value = words[at] if at < len(words) else ""
+        log, form = (value, form) if name == "log" else (log, value) if name == "log-format" else (log, form)
+        at += 1
+    return log, form == "json", verb
+
+
+def _log(path: str, is_json: bool, message: str) -> None:
+    """One line at the end of the engine's log file: containerd shows the last error of a JSON log to its user."""
+    import time
+
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = f'time="{now}" level=error msg="{message}"\n'.encode("utf-8", "replace")
+    if is_json:
+        from shim import wire
+
+        line = wire.dumps({"level": "error", "msg": message, "time": now}) + b"\n"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(path, flags, 0o644)
+    except OSError:
+        return  # the message is on stderr; there is no third place
+    try:
+        os.write(fd, line)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)

@@ -1,0 +1,211 @@
+"""The proof of a meet: the compiled result lets nothing through that either compiled side stops.
+
+Both sides and the result are compiled with the machine's libseccomp as a delegate does, and simulated: every number of
+every ABI, and where arguments matter, vectors of the constants that the programs compare, their neighbours, high bits and
+random words with a fixed seed. Looser anywhere: Bug, and the container is not started.
+
+`granted` is what a cache miss pays (100 ms); it also lowers a meet that would outgrow a filter, and says so.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from shim.cold import bpf, libseccomp
+from shim.dim import seccomp
+from shim.errors import Bug, Refused
+from shim.seccomp.profile import Profile, machine
+from shim.seccomp.vocabulary import NATIVE
+
+SEED = 20250101
+VECTORS = 240  # a call whose arguments matter, and ABI
+# Room for what a delegate puts in front: runc's ENOSYS stub has about ten instructions an ABI.
+MOST_INSTRUCTIONS = bpf.MOST_INSTRUCTIONS - 96
+
+_X32 = 0x40000000
+_PLAIN = tuple(range(640))
+_EDGES = (0x3FFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+# Every ABI that a machine's kernel can run, and one that none can.
+_ABIS = {
+    "x86_64": {
+        0xC000003E: (*_PLAIN, *(_X32 + number for number in _PLAIN), *_EDGES),
+        0x40000003: (*_PLAIN, *_EDGES),
+        0x4000003E: (0, 1),
+        0x5A5A5A5A: (0, 1),
+    },
+    "aarch64": {
+        0xC00000B7: (*_PLAIN, *_EDGES),
+        0x40000028: (*_PLAIN, *range(0xF0000, 0xF0010), *_EDGES),
+        0x5A5A5A5A: (0, 1),
+    },
+}
+
+
+class Looser(Exception):
+    """The result is more permissive than a side: ABI token, number, arguments, the two answers."""
+
+    def __init__(self, arch: int, number: int, args: tuple[int, ...], answer: int, bound: int) -> None:
+        super().__init__(arch, number, args, answer, bound)
+        self.arch, self.number, self.args_, self.answer, self.bound = arch, number, args, answer, bound
+
+    def __str__(self) -> str:
+        shown = ", ".join(hex(value) for value in self.args_) or "any"
+        return f"call {self.number} of ABI {self.arch:#x} ({shown}) answers {self.answer:#x}, bound {self.bound:#x}"
+
+
+def granted(asked: Profile, ceiling: Profile, optimize: tuple[int, ...] = (2,)) -> tuple[Profile, dict[str, Any]]:
+    """meet(asked, ceiling), proved, and the record of the proof (libseccomp, instructions, probes, dropped calls).
+
+    optimize: libseccomp's levels that the delegate may use, 1 (crun) and 2 (runc). Bug where the proof fails; Refused
+    where no filter small enough is left.
+    """
+    result = seccomp.meet(asked, ceiling)
+    if result.is_top:
+        return result, {}
+    host = machine()
+    record: dict[str, Any] = {"libseccomp": "%d.%d.%d" % libseccomp.version(), "probes": 0, "instructions": 0}
+    result, record["dropped"] = fitted(result, host, optimize)
+    for level in optimize:
+        sides = [compiled(side, host, level) for side in (asked, ceiling) if not side.is_top]
+        program = compiled(result, host, level)
+        record["instructions"] = max(record["instructions"], len(program))
+        try:
+            record["probes"] += compare(program, sides, host)
+        except Looser as found:
+            raise Bug("seccomp", "linux.seccomp", str(found), "no looser than either side", "report this") from found
+    return result, record
+
+
+def fitted(result: Profile, host: str, optimize: tuple[int, ...]) -> tuple[Profile, list[str]]:
+    """`result`, without the conditional allows of the widest calls if it would outgrow a filter; and those calls."""
+    dropped: list[str] = []
+    while max(len(compiled(result, host, level)) for level in optimize) > MOST_INSTRUCTIONS:
+        assert result.raw is not None
+        widths: dict[str, int] = {}
+        for rule in result.raw["syscalls"]:
+            if rule.get("args"):
+                widths[rule["names"][0]] = widths.get(rule["names"][0], 0) + len(rule["args"])
+        if not widths:
+            asked = f"more than {MOST_INSTRUCTIONS} instructions"
+            raise Refused("seccomp", "linux.seccomp", asked, bpf.MOST_INSTRUCTIONS, "ask for a smaller profile")
+        widest = max(sorted(widths), key=lambda name: widths[name])
+        dropped.append(widest)
+        rules = [r for r in result.raw["syscalls"] if not (r.get("args") and r["names"][0] == widest)]
+        result = Profile({**result.raw, "syscalls": rules})
+    return result, dropped
+
+
+def compiled(profile: Profile, host: str, optimize: int) -> bpf.Program:
+    assert profile.raw is not None
+    return bpf.decode(libseccomp.compile(profile.raw, host, optimize))
+
+
+def compare(program: bpf.Program, sides: list[bpf.Program], host: str, seed: int = SEED, vectors: int = VECTORS) -> int:
+    """The number of probes made. Looser at the first call that `program` treats more gently than one of `sides`."""
+    probes = 0
+    chance = random.Random(seed)
+    for arch, numbers in _ABIS[host].items():
+        result = bpf.outcomes(program, arch, set(numbers))
+        bounds = [bpf.outcomes(side, arch, set(numbers)) for side in sides]
+        for number, outcome in result.items():
+            ends = [bound[number] for bound in bounds]
+            probes += len(ends)
+            if outcome < 0 and (bpf.severity(~outcome) == 0 or all(end < 0 for end in ends)):
+                _fixed(arch, number, outcome, ends)
+            elif any(end >= 0 or bpf.severity(~end) < 7 for end in ends):
+                every = [(program, outcome), *zip(sides, ends, strict=True)]
+                probes += _vectors(arch, number, every, chance, vectors)
+    return probes
+
+
+def _fixed(arch: int, number: int, outcome: int, ends: list[int]) -> None:
+    """All are decided by number, or the result is as hard as can be."""
+    mine = bpf.severity(~outcome)
+    for end in ends:
+        if end < 0 and mine > bpf.severity(~end):
+            raise Looser(arch, number, (), ~outcome, ~end)
+
+
+def _vectors(
+    arch: int, number: int, every: list[tuple[bpf.Program, int]], chance: random.Random, count: int
+) -> int:
+    """Compare on argument vectors; every: (program, outcome), the result first."""
+    words = bpf.words_of(arch, number, (0,) * 6)
+    probes = 0
+    for args in vectors_of(every, chance, count):
+        for index, value in enumerate(args):
+            words[4 + 2 * index] = value & 0xFFFFFFFF
+            words[5 + 2 * index] = value >> 32
+        mine = answer(*every[0], words)
+        for program, outcome in every[1:]:
+            bound = answer(program, outcome, words)
+            probes += 1
+            if bpf.severity(mine) > bpf.severity(bound):
+                raise Looser(arch, number, tuple(args), mine, bound)
+    return probes
+
+
+def answer(program: bpf.Program, outcome: int, words: list[int]) -> int:
+    return ~outcome if outcome < 0 else bpf.run(program, outcome, words)
+
+
+def vectors_of(every: list[tuple[bpf.Program, int]], chance: random.Random, count: int) -> list[tuple[int, ...]]:
+    """At most about `count` argument vectors that tell the programs apart if anything does.
+
+    Each candidate of each argument is tried twice at least: beside constants of the others, and beside random ones.
+    """
+    words: dict[int, set[int]] = {}
+    for program, outcome in every:
+        if outcome >= 0:
+            for offset, pairs in bpf.constants(program, outcome).items():
+                words.setdefault(offset, set()).update(value for pair in pairs for value in _near(*pair, chance))
+    choices = [_choices(words, index, chance) for index in range(6)]
+    live = [index for index in range(6) if len(choices[index]) > 1]
+    out = []
+    for index in live:
+        for value in choices[index]:
+            for _ in range(2):
+                vector = [chance.choice(some) for some in choices]
+                vector[index] = value
+                out.append(tuple(vector))
+    if len(out) > count:
+        out = chance.sample(out, count // 2)
+    out += [tuple(chance.choice(some) for some in choices) for _ in range(max(count // 4, count - len(out)) // 2)]
+    return out
+
+
+def _near(mask: int, constant: int, chance: random.Random) -> tuple[int, ...]:
+    """Words near a comparison: the constant, its neighbours, one bit off inside the mask, other bits outside."""
+    outside = ~mask & 0xFFFFFFFF
+    inside = constant ^ (mask & -mask)
+    return (
+        constant,
+        (constant - 1) & 0xFFFFFFFF,
+        (constant + 1) & 0xFFFFFFFF,
+        constant | outside,
+        constant | (outside & chance.getrandbits(32)),
+        inside,
+        inside | (outside & chance.getrandbits(32)),
+    )
+
+
+def _choices(words: dict[int, set[int]], index: int, chance: random.Random) -> list[int]:
+    """64-bit candidates for one argument from what is compared of its two halves; [0] where nothing is."""
+    offset = bpf.ARGS + 8 * index
+    low, high = words.get(offset, set()), words.get(offset + 4, set())
+    if not low and not high:
+        return [0]
+    lows = sorted(low | {0, 1, 0xFFFFFFFF, chance.getrandbits(32)})
+    highs = sorted(high | {0, 1, 0x80000000, 0xFFFFFFFF, chance.getrandbits(32)})
+    out = [value for value in lows] + [chance.choice(highs) << 32 | value for value in lows]
+    return out + [value << 32 | chance.choice(lows) for value in highs]
+
+
+def abis(host: str) -> dict[int, tuple[int, ...]]:
+    """ABI token -> numbers that a proof covers."""
+    return dict(_ABIS[host])
+
+
+def native(host: str) -> int:
+    return libseccomp.TOKENS[NATIVE[host]]

@@ -1,0 +1,62 @@
+"""The four ways in which agentshim says no, and nothing else.
+
+Belongs here: what an error is and how it reads. Next door: `cli` turns one into an exit code and a log line.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class ShimError(Exception):
+    """Base of all errors that may reach the engine.
+
+    `room`: the module or dimension that speaks; `key`: the OCI key, option or file meant; `asked` and
+    `ceiling`: what was wanted and what is allowed at most; `todo`: one instruction to the reader.
+    """
+
+    def __init__(self, room: str, key: str, asked: object, ceiling: object, todo: str) -> None:
+        super().__init__(room, key, asked, ceiling, todo)
+        self.room = room
+        self.key = key
+        self.asked = asked
+        self.ceiling = ceiling
+        self.todo = todo
+
+    def __str__(self) -> str:
+        return f"{self.room}: {self.key}: asked {_shown(self.asked)}, ceiling {_shown(self.ceiling)}: {self.todo}"
+
+
+class Refused(ShimError):
+    """Policy says no: the request is well formed, its authority is too great and cannot be lowered."""
+
+
+class Invalid(ShimError):
+    """The request is malformed; `ceiling` says what would have been well formed."""
+
+
+class HostError(ShimError):
+    """The kernel, a disk or a file of the host is not as we need it."""
+
+
+class Bug(ShimError):
+    """Our own mistake, found by a check. The bundle is left as it was and nothing is run."""
+
+
+def joined(refusals: Iterable[Refused]) -> Refused:
+    """One refusal that names all of `refusals` (one at least): an engine shows a single line."""
+    every = list(refusals)
+    first = every[0]
+    if len(every) == 1:
+        return first
+    rest = "; ".join(str(one) for one in every[1:])
+    return Refused(first.room, first.key, first.asked, first.ceiling, f"{first.todo}; {rest}")
+
+
+def _shown(value: object, limit: int = 200) -> str:
+    """`value` as one printable line: control characters of an untrusted string never reach a terminal."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
+    return text if len(text) <= limit else text[:limit] + "…"

@@ -1,0 +1,228 @@
+"""What a path of the host means to a container that gets it: a volume, the engine's own file, or host authority.
+
+Belongs here: the tables of paths and the walk that finds what a path really is. Next door: `dim.mounts` says what each
+class may do.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from shim.lattice import Value
+
+# Nothing of these is lent, nor what lies below, nor a directory that contains one of them.
+AUTHORITY = (
+    "/proc",
+    "/sys",
+    "/dev",
+    "/boot",
+    "/root",
+    "/run",
+    "/etc",
+    "/var/spool",
+    "/var/lib/docker",
+    "/var/lib/containerd",
+    "/var/lib/containers",
+    "/var/lib/kubelet",
+    "/var/lib/cni",
+    "/var/lib/agentshim",
+    "/var/lib/dpkg",
+    "/var/lib/rpm",
+    "/var/lib/systemd",
+    "/var/lib/etcd",
+    "/lost+found",
+)
+# Harmless below /etc, and what every program reads anyway: lent read-only.
+READABLE = (
+    "/etc/localtime",
+    "/etc/timezone",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/nsswitch.conf",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl/certs",
+    "/etc/ca-certificates",
+    "/etc/pki/ca-trust",
+    "/etc/pki/tls/certs",
+)
+# The host's programs and its records: lent read-only, since uid 0 owns them inside as well as outside.
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/var/lib", "/var/cache", "/var/log", "/nix")
+# Directories of storage drivers: what stands before one in the path of a root file system is an engine's own.
+DRIVERS = ("overlay2", "overlay", "vfs", "btrfs", "fuse-overlayfs", "aufs", "devicemapper", "zfs")
+# Where engines keep their containers' files when they are installed as they come.
+ENGINES = (
+    "/var/lib/docker",
+    "/run/docker",
+    "/run/containerd",
+    "/var/lib/containerd",
+    "/var/lib/containers/storage",
+    "/run/containers/storage",
+)
+# File names inside a container's directory of the engine that engines mount by themselves.
+ENGINE_FILES = ("resolv.conf", "hostname", "hosts", ".containerenv", "passwd", "group", "shm", "catatonit", "run")
+
+
+class Source(Value):
+    """`kind`: a class of dim.mounts; `real`: the path without links; `dev`, `ino`: its identity, 0 where it is not
+    there; `steady`: nobody but root can put something else in its place.
+    """
+
+    __slots__ = ("kind", "real", "dev", "ino", "steady")
+
+    def __init__(self, kind: str, real: str, dev: int = 0, ino: int = 0, steady: bool = True) -> None:
+        self.kind = kind
+        self.real = real
+        self.dev = dev
+        self.ino = ino
+        self.steady = steady
+
+
+class Places:
+    """Classifies paths for one container: its bundle and root tell where the engine keeps its own."""
+
+    __slots__ = ("_engine", "_ids", "_own")
+
+    def __init__(self, bundle: str, root: str) -> None:
+        self._own = (os.path.realpath(bundle), os.path.realpath(root))
+        self._engine = (*ENGINES, *_engine_directories(*self._own))
+        # Engines name a container's directories by its 64 hexadecimal digits.
+        self._ids = {part for own in self._own for part in own.split("/") if len(part) == 64}
+
+    def classify(self, path: str) -> Source:
+        """What `path` is; follows links, so the answer holds for the file found now: `steady` says if it may change."""
+        if not path:
+            return Source("missing", "")
+        real, steady = resolve(path)
+        try:
+            there = os.stat(real)
+        except OSError:
+            return Source("missing", real)
+        return Source(self._kind(real, there.st_mode), real, there.st_dev, there.st_ino, steady)
+
+    def root(self, path: str) -> Source:
+        """What a root file system is: 'authority' if it contains what is not lent or is part of the host's own."""
+        source = self.classify(path)
+        inner = any(_below(one, source.real) for one in (*AUTHORITY, *self._engine, self._own[0]))
+        host = any(_below(source.real, one) for one in ("/proc", "/sys", "/dev", "/boot", "/root", "/etc", *SYSTEM[:7]))
+        kind = "authority" if inner or host else "missing" if source.kind == "missing" else "volume"
+        return Source(kind, source.real, source.dev, source.ino, source.steady)
+
+    def _kind(self, real: str, mode: int) -> str:
+        if stat.S_ISSOCK(mode):
+            return "socket"
+        if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+            return "device"
+        if self._is_engine_file(real):
+            return "engine"
+        if _volume_of_engine(real):
+            return "volume"
+        if any(_below(one, real) for one in (*AUTHORITY, *self._engine, *self._own)):
+            return "authority"  # it contains what is not lent
+        if any(_below(real, one) for one in READABLE):
+            return "system"
+        if any(_below(real, one) for one in (*AUTHORITY, *self._engine)):
+            return "authority"
+        return "system" if any(_below(real, one) for one in SYSTEM) else "volume"
+
+    def _is_engine_file(self, real: str) -> bool:
+        """A file that the engine made for containers: one of ENGINE_FILES in a container's directory, or a secret of
+        this container.
+        """
+        for place in self._engine:
+            if not _below(real, place):
+                continue
+            parts = real[len(place) + 1 :].split("/")
+            if len(parts) >= 2 and (parts[-1] in ENGINE_FILES or ("secrets" in parts and self._ids & set(parts))):
+                return True
+        return False
+
+
+def resolve(path: str) -> tuple[str, bool]:
+    """The real path of `path`, and whether only root can change where it leads.
+
+    Each directory on the way, through links too, must be root's and not writable by others, unless it is sticky and
+    the next component is root's (/tmp). What does not exist is not steady; more than 40 links are (ELOOP) not either.
+    """
+    todo = [part for part in reversed(path.split("/")) if part]
+    here, steady, links = "", True, 0
+    while todo:
+        part = todo.pop()
+        if part in (".", ".."):
+            here = here.rpartition("/")[0] if part == ".." else here
+            continue
+        child = f"{here}/{part}"
+        try:
+            parent, there = os.lstat(here or "/"), os.lstat(child)
+        except OSError:
+            return "/".join([child, *reversed(todo)]), False
+        loose = bool(parent.st_mode & 0o022)
+        sticky_and_roots = bool(parent.st_mode & stat.S_ISVTX) and there.st_uid == 0
+        steady = steady and parent.st_uid == 0 and (not loose or sticky_and_roots)
+        if not stat.S_ISLNK(there.st_mode):
+            here = child
+            continue
+        links += 1
+        if links > 40:
+            return child, False
+        target = os.readlink(child)
+        here = "" if target[:1] == "/" else here
+        todo.extend(one for one in reversed(target.split("/")) if one)
+    return here or "/", steady
+
+
+def is_roots(there: os.stat_result) -> bool:
+    """Whether a file is root's and nobody else can write it."""
+    return there.st_uid == 0 and not there.st_mode & 0o022
+
+
+def program(path: str) -> str:
+    """The real path of a program of root's that nobody else can change, '' if `path` is not one.
+
+    Links are followed, /proc/<pid>/exe among them: what it names now is what is checked.
+    """
+    try:
+        real = os.path.realpath(path)
+        there = os.stat(path)
+    except OSError:
+        return ""
+    if not stat.S_ISREG(there.st_mode) or not is_roots(there) or not resolve(real)[1]:
+        return ""
+    try:
+        named = os.stat(real)
+    except OSError:
+        return ""
+    return real if (named.st_dev, named.st_ino) == (there.st_dev, there.st_ino) else ""
+
+
+def _below(path: str, place: str) -> bool:
+    """Whether `path` is `place` or lies below it."""
+    return path == place or path.startswith(place.rstrip("/") + "/")
+
+
+def _engine_directories(bundle: str, root: str) -> tuple[str, ...]:
+    """Where this container's engine keeps its state: what precedes a storage driver's name in the root's path, and
+    what precedes containerd's or podman's name for its bundles.
+    """
+    found = []
+    parts = root.split("/")
+    for driver in DRIVERS:
+        if driver in parts[2:]:
+            found.append("/".join(parts[: parts.index(driver, 2)]))
+            break
+    parts = bundle.split("/")
+    for position, part in enumerate(parts):
+        if position >= 2 and (part.startswith("io.containerd.") or part.endswith("-containers")):
+            found.append("/".join(parts[:position]))
+            break
+    return tuple(found)
+
+
+def _volume_of_engine(real: str) -> bool:
+    """A named volume: <engine>/volumes/<name>/_data and below (Docker, podman); a pod's files (kubelet)."""
+    parts = real.split("/")
+    if "_data" in parts:
+        at = parts.index("_data")
+        return at >= 3 and parts[at - 2] == "volumes"
+    return real.startswith("/var/lib/kubelet/pods/")

@@ -1,0 +1,181 @@
+"""Facts about the host that a decision needs, gathered before it: the only reader of /proc, paths and namespaces.
+
+Belongs here: questions to the kernel. Next door: `hostpaths` says what a path of the host means; `dim` decides and
+asks nothing itself.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shim import hostpaths
+from shim.dim import invocation, mounts, namespaces, paths, rlimits
+from shim.lattice import at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.lattice import Spec
+
+PROC_NAMES = {
+    "mount": "mnt",
+    "pid": "pid",
+    "network": "net",
+    "ipc": "ipc",
+    "uts": "uts",
+    "cgroup": "cgroup",
+    "user": "user",
+    "time": "time",
+}
+
+
+class Facts:
+    """What a plan knows of the host, each field as one dimension's `from_spec` wants it.
+
+    `launcher`: our own executable; `sources`: path in the spec -> hostpaths.Source; `namespaces`: (kind, path) -> 'host' or 'at:device:inode';
+    `programs`: hook path -> the real root-owned file, or ''; `rlimits`: inherited (soft, hard) in the order of
+    rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label for containers.
+    """
+
+    __slots__ = (
+        "bundle",
+        "launcher",
+        "sources",
+        "namespaces",
+        "programs",
+        "rlimits",
+        "oom_score_adj",
+        "security_modules",
+        "default_labels",
+        "invocation",
+    )
+
+    def __init__(self) -> None:
+        self.bundle = "/"
+        self.launcher = ""
+        self.sources: dict[str, hostpaths.Source] = {}
+        self.namespaces: dict[tuple[str, str], str] = {}
+        self.programs: dict[str, str] = {}
+        self.rlimits: tuple[tuple[int | None, int | None], ...] = ((None, None),) * len(rlimits.TYPES)
+        self.oom_score_adj = 0
+        self.security_modules: tuple[str, ...] = ()
+        self.default_labels: dict[str, str] = {}
+        self.invocation = invocation.BOTTOM
+
+    def is_our_hook(self, hook: dict[str, Any]) -> bool:
+        """Whether `hook` runs our own launcher: it decides nothing for a container, whoever wrote it there."""
+        return hook.get("path") == self.launcher and hook.get("args", [])[1:2] == ["hook"]
+
+    @staticmethod
+    def is_ours(mount: dict[str, Any]) -> bool:
+        """Whether `mount` is a scratch directory that the paths dimension wrote and owns."""
+        return paths.is_scratch(mount)
+
+
+def gather(spec: Spec, bundle: str, asked: invocation.Invocation) -> Facts:
+    """All facts that `spec` in the directory `bundle` needs. HostError where the kernel does not answer."""
+    facts = process_facts(asked)
+    facts.bundle = bundle
+    root = at(spec, "root.path", "")
+    root_path = os.path.join(bundle, root) if root else bundle
+    places = hostpaths.Places(bundle, root_path)
+    if root:
+        facts.sources[mounts.root_key(root)] = places.root(root_path)
+    for mount in spec.get("mounts") or ():
+        source = mount.get("source") or ""
+        if mounts.is_bind(mount) and source not in facts.sources:
+            facts.sources[source] = places.classify(os.path.join(bundle, source) if source else "")
+    for entry in at(spec, "linux.namespaces", ()):
+        if entry.get("path"):
+            facts.namespaces[entry["type"], entry["path"]] = _namespace(entry["type"], entry["path"])
+    for kind_hooks in at(spec, "hooks", {}).values():
+        for hook in kind_hooks or ():
+            facts.programs[hook["path"]] = hostpaths.program(hook["path"])
+    return facts
+
+
+def process_facts(asked: invocation.Invocation) -> Facts:
+    """The facts that hold without a spec: what the delegate would inherit from us, and the host's modules."""
+    facts = Facts()
+    facts.invocation = asked
+    facts.rlimits = _inherited_limits()
+    facts.oom_score_adj = int(_read("/proc/self/oom_score_adj") or b"0")
+    facts.security_modules, facts.default_labels = _modules()
+    return facts
+
+
+def _inherited_limits() -> tuple[tuple[int | None, int | None], ...]:
+    """This process's limits from /proc/self/limits: the `resource` module would cost a shared object to load."""
+    names = (
+        b"Max cpu time",
+        b"Max file size",
+        b"Max data size",
+        b"Max stack size",
+        b"Max core file size",
+        b"Max resident set",
+        b"Max processes",
+        b"Max open files",
+        b"Max locked memory",
+        b"Max address space",
+        b"Max file locks",
+        b"Max pending signals",
+        b"Max msgqueue size",
+        b"Max nice priority",
+        b"Max realtime priority",
+        b"Max realtime timeout",
+    )
+    found = {}
+    for line in _read("/proc/self/limits").split(b"\n")[1:]:
+        words = line[26:].split()
+        if len(words) >= 2:
+            found[line[:26].rstrip()] = tuple(None if w == b"unlimited" else int(w) for w in words[:2])
+    return tuple(found.get(name, (None, None)) for name in names)  # type: ignore[misc]
+
+
+def _namespace(kind: str, path: str) -> str:
+    """'host' if `path` is the namespace that this process (the engine's) or init lives in, else its identity.
+
+    A path that is not there is an identity of its own: the delegate refuses it.
+    """
+    try:
+        there = os.stat(path)
+    except OSError:
+        return "at:" + path
+    for owner in ("self", "1"):
+        try:
+            host = os.stat(f"/proc/{owner}/ns/{PROC_NAMES.get(kind, kind)}")
+        except OSError:
+            continue
+        if (host.st_dev, host.st_ino) == (there.st_dev, there.st_ino):
+            return namespaces.HOST
+    return f"at:{there.st_dev}:{there.st_ino}"
+
+
+def _modules() -> tuple[tuple[str, ...], dict[str, str]]:
+    """Active label modules (/sys/kernel/security/lsm), and for AppArmor a loaded profile made for containers."""
+    active = _read("/sys/kernel/security/lsm").decode("ascii", "replace").strip().split(",")
+    found = tuple(module for module in ("apparmor", "selinux") if module in active)
+    labels = {}
+    if "apparmor" in found:
+        loaded = _read("/sys/kernel/security/apparmor/profiles").decode("utf-8", "replace").split("\n")
+        for name in ("agentshim-default", "docker-default", "cri-containerd.apparmor.d"):
+            if name + " (enforce)" in loaded:
+                labels["apparmor"] = name
+                break
+    return found, labels
+
+
+def _read(path: str) -> bytes:
+    """A file of /proc or /sys, b'' where it is not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        data = b""
+        while chunk := os.read(fd, 65536):
+            data += chunk
+        return data
+    finally:
+        os.close(fd)

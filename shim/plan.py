@@ -1,0 +1,129 @@
+"""asked ∧ ceiling = granted, written as a new spec and checked on the very bytes that will be read. Pure: no IO.
+
+Belongs here: the way of one request through the product. Next door: `kernel` gathered the facts, `bundle` writes.
+"""
+
+from __future__ import annotations
+
+from shim import coherence, product, wire
+from shim.dim import capabilities, seccomp
+from shim.errors import Bug, Refused, ShimError, joined
+from shim.lattice import Value, at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from shim.kernel import Facts
+    from shim.lattice import Decrease, Spec
+    from shim.product import Product
+
+    Admit = Callable[[Any, Any, int], None]  # asked and ceiling profile, capability mask: proves and remembers the meet
+
+HOOK = "createRuntime"
+
+
+class Plan(Value):
+    """`asked`, `ceiling`, `granted`: product values over `dims`; `spec`: what to write; `data`: its bytes, None if
+    nothing changed.
+    """
+
+    __slots__ = ("asked", "ceiling", "granted", "spec", "data", "dims")
+
+    def __init__(
+        self,
+        asked: Product,
+        ceiling: Product,
+        granted: Product,
+        spec: Spec,
+        data: bytes | None,
+        dims: tuple[Any, ...],
+    ) -> None:
+        self.asked = asked
+        self.ceiling = ceiling
+        self.granted = granted
+        self.spec = spec
+        self.data = data
+        self.dims = dims
+
+    def losses(self) -> list[tuple[str, Decrease]]:
+        """(dimension, Decrease) of all that was taken. Names system calls one by one: not for a container's start."""
+        return product.explain(self.asked, self.ceiling, self.granted, self.dims)
+
+
+def make(
+    asked_spec: Spec,
+    ceiling: Product,
+    facts: Facts,
+    admit: Admit,
+    mode: str = "enforce",
+    dims: tuple[Any, ...] = product.DIMENSIONS,
+    hook: dict[str, Any] | None = None,
+) -> Plan:
+    """The plan for one spec, or for one process of a running container (`dims` = product.EXEC).
+
+    `mode`: 'enforce' lowers, 'strict' refuses what would be lowered, 'audit' changes nothing. `hook`: ours, appended
+    after all others. Refused where a loss may not be silent; Bug where the bytes are not below asked and ceiling.
+    """
+    asked = product.from_spec(asked_spec, facts, dims)
+    top, granted = granted_of(asked, ceiling, admit, dims)
+    if mode == "audit":
+        return Plan(asked, top, granted, asked_spec, None, dims)
+    refused = product.refusals(asked, granted, dims)
+    if mode == "strict":
+        refused += _excesses(product.explain(asked, top, granted, dims))
+    if refused:
+        raise joined(refused)
+    out = product.apply_to_spec(asked_spec, granted, facts, dims)
+    if hook is not None:
+        out = _with_hook(out, hook, facts)
+    data = None
+    if out is not asked_spec:
+        data = wire.dumps(out)
+        check(data, asked, top, facts, dims)
+    return Plan(asked, top, granted, out, data, dims)
+
+
+def granted_of(asked: Product, ceiling: Product, admit: Admit, dims: tuple[Any, ...]) -> tuple[Product, Product]:
+    """(ceiling, granted): the ceiling with its system calls resolved for the capabilities that are left, and the
+    coherent meet of both.
+    """
+    others = tuple(dim for dim in dims if dim is not seccomp)
+    granted = coherence.lower(product.meet(asked, ceiling, others), ceiling, product.TOP) if seccomp in dims else None
+    if granted is None:
+        return ceiling, product.meet(asked, ceiling, others)
+    mask = granted[capabilities.NAME].sets[0] & granted[capabilities.NAME].sets[1]
+    top = {**ceiling, seccomp.NAME: seccomp.resolve(ceiling[seccomp.NAME], mask)}
+    admit(asked[seccomp.NAME], top[seccomp.NAME], mask)
+    granted[seccomp.NAME] = seccomp.meet(asked[seccomp.NAME], top[seccomp.NAME])
+    return top, granted
+
+
+def check(data: bytes, asked: Product, ceiling: Product, facts: Facts, dims: tuple[Any, ...]) -> None:
+    """Reads `data` as the delegate will, and requires that it asks no more than `asked` and `ceiling`: else Bug."""
+    try:
+        written = product.from_spec(_parsed(data), facts, dims)
+    except ShimError as error:
+        raise Bug("plan", "spec", str(error), "a spec that we can read", "report this; nothing was run") from error
+    for bound, name in ((ceiling, "ceiling"), (asked, "request")):
+        wider = [room for room in product.above(written, bound) if room in written]
+        if wider:
+            shown = ", ".join(wider)
+            raise Bug("plan", shown, "more than allowed", f"the {name}", "report this; nothing was run")
+
+
+def _parsed(data: bytes) -> Spec:
+    value = wire.loads(data, "plan", "spec")
+    return value  # type: ignore[return-value]
+
+
+def _with_hook(out: Spec, hook: dict[str, Any], facts: Facts) -> Spec:
+    """`out` with our hook last, however often it has been through here."""
+    hooks = dict(at(out, "hooks", {}))
+    hooks[HOOK] = [one for one in hooks.get(HOOK) or () if not facts.is_our_hook(one)] + [hook]
+    return {**out, "hooks": hooks}
+
+
+def _excesses(losses: list[tuple[str, Decrease]]) -> list[Refused]:
+    return [Refused(room, loss.key_path, loss.asked, loss.granted, f"allow it: {loss.allow}") for room, loss in losses]

@@ -1,0 +1,233 @@
+"""Sets of argument vectors as unions of cubes, closed under intersection and difference.
+
+A cube is a tuple of (argument, mask, value), ascending by argument, at most one an argument, mask not zero and value
+inside mask: the vectors whose argument & mask == value for each of them. () is every vector. A set is a tuple of cubes;
+they may overlap. Pure arithmetic of 64-bit words: what an action is, `model` knows.
+"""
+
+from __future__ import annotations
+
+from shim.seccomp.vocabulary import FULL64, LOW
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Cube = tuple[tuple[int, int, int], ...]
+    Cubes = tuple[Cube, ...]
+
+EVERY: Cubes = ((),)
+NONE: Cubes = ()
+
+
+class TooMany(Exception):
+    """A set has outgrown LIMIT cubes, or the budget is used up: the caller rounds towards deny."""
+
+
+LIMIT = 1024
+_left = [0]
+
+
+def budget(steps: int = 1_000_000) -> None:
+    """Allow so many steps from here on (about 1 µs each): a hostile profile must not hold up its host."""
+    _left[0] = steps
+
+
+def _spend(steps: int) -> None:
+    _left[0] -= steps
+    if _left[0] < 0:
+        raise TooMany
+
+
+def meet_cube(a: Cube, b: Cube) -> Cube | None:
+    """a ∩ b, or None where it is empty."""
+    if not a or not b:
+        return a or b
+    out = []
+    i = j = 0
+    while i < len(a) and j < len(b):
+        x, y = a[i], b[j]
+        if x[0] < y[0]:
+            out.append(x)
+            i += 1
+        elif y[0] < x[0]:
+            out.append(y)
+            j += 1
+        else:
+            if (x[2] ^ y[2]) & x[1] & y[1]:
+                return None
+            out.append((x[0], x[1] | y[1], x[2] | y[2]))
+            i += 1
+            j += 1
+    return (*out, *a[i:], *b[j:])
+
+
+def inside(a: Cube, b: Cube) -> bool:
+    """a ⊆ b, for single cubes."""
+    i = 0
+    for index, mask, value in b:
+        while i < len(a) and a[i][0] < index:
+            i += 1
+        if i == len(a) or a[i][0] != index or mask & ~a[i][1] or (a[i][2] ^ value) & mask:
+            return False
+    return True
+
+
+def minus_cube(a: Cube, b: Cube) -> Cubes:
+    """a − b as disjoint cubes, one for each bit that b fixes and a leaves free."""
+    if meet_cube(a, b) is None:
+        return (a,)
+    out = []
+    common = a
+    for index, mask, value in b:
+        free = mask & ~_mask(common, index)
+        while free:
+            bit = 1 << (free.bit_length() - 1)
+            free ^= bit
+            out.append(_fixed(common, index, bit, (value & bit) ^ bit))
+            common = _fixed(common, index, bit, value & bit)
+    return tuple(out)
+
+
+def minus(a: Cubes, b: Cubes) -> Cubes:
+    """a − b. TooMany where the pieces outgrow LIMIT."""
+    for cube in b:
+        _spend(len(a))
+        pieces: list[Cube] = []
+        for one in a:
+            pieces.extend(minus_cube(one, cube))
+        if len(pieces) > LIMIT:
+            raise TooMany
+        a = tuple(pieces)
+        if not a:
+            break
+    return a
+
+
+def covered(cube: Cube, cubes: Iterable[Cube]) -> bool:
+    """cube ⊆ the union of `cubes`."""
+    near = []
+    for one in cubes:
+        _spend(1)
+        if inside(cube, one):
+            return True
+        if meet_cube(cube, one) is not None:
+            near.append(one)
+    if len(near) < 2:
+        return False
+    return not minus((cube,), tuple(near))
+
+
+def leq(a: Cubes, b: Cubes) -> bool:
+    """a ⊆ b. TooMany where the budget does not suffice to say."""
+    return a == b or all(covered(cube, b) for cube in a)
+
+
+def meet(a: Cubes, b: Cubes) -> Cubes:
+    """a ∩ b: one of them where it lies in the other, else the products without what is redundant."""
+    if leq(a, b):
+        return a
+    if leq(b, a):
+        return b
+    _spend(len(a) * len(b))
+    return spare({c for x in a for y in b if (c := meet_cube(x, y)) is not None})
+
+
+def spare(cubes: Iterable[Cube]) -> Cubes:
+    """The same set without cubes that wider ones cover, in canonical order: widest first, then by value."""
+    kept: list[Cube] = []
+    for cube in sorted(cubes, key=_order):
+        if not covered(cube, kept):
+            kept.append(cube)
+            if len(kept) > LIMIT:
+                raise TooMany
+    return tuple(kept)
+
+
+def low_only(cube: Cube, wide: frozenset[int] | None) -> Cube | None:
+    """The part of `cube` that means the same when the kernel cuts its int arguments to 32 bits; None if nothing does.
+
+    wide: the arguments of 64 bits, which are left alone. An int stays where its high half is not looked at, and is
+    required to be zero where it is.
+    """
+    out = []
+    for index, mask, value in cube:
+        if mask > LOW and not (wide and index in wide):
+            if value > LOW:
+                return None
+            mask |= FULL64 ^ LOW
+        out.append((index, mask, value))
+    return tuple(out)
+
+
+def any_high(cube: Cube, wide: frozenset[int] | None) -> Cube:
+    """`cube` widened to all vectors that the kernel cuts to one inside it."""
+    out = []
+    for index, mask, value in cube:
+        if mask > LOW and value <= LOW and not (wide and index in wide):
+            mask &= LOW
+            if not mask:
+                continue
+        out.append((index, mask, value))
+    return tuple(out)
+
+
+def compare(op: str, value: int, two: int) -> tuple[tuple[int, int], ...]:
+    """The (mask, value) pairs whose union is `argument op value`, on 64 bits without sign; op without SCMP_CMP_."""
+    if op == "EQ":
+        return ((FULL64, value),)
+    if op == "MASKED_EQ":
+        return ((value, two),) if not two & ~value else ()
+    if op == "LT":
+        return _below(value)
+    if op == "LE":
+        return _below(value + 1)
+    if op == "GT":
+        return _above(value)
+    if op == "GE":
+        return _above(value - 1) if value else ((0, 0),)
+    return _below(value) + _above(value)
+
+
+def _below(value: int) -> tuple[tuple[int, int], ...]:
+    """All words < value: a prefix for each bit set in it."""
+    if value > FULL64:
+        return ((0, 0),)
+    return tuple((FULL64 ^ ((1 << b) - 1), (value ^ (1 << b)) >> b << b) for b in range(63, -1, -1) if value >> b & 1)
+
+
+def _above(value: int) -> tuple[tuple[int, int], ...]:
+    """All words > value: a prefix for each bit clear in it."""
+    return tuple(
+        (FULL64 ^ ((1 << b) - 1), (value | (1 << b)) >> b << b) for b in range(63, -1, -1) if not value >> b & 1
+    )
+
+
+def _mask(cube: Cube, index: int) -> int:
+    for one, mask, _ in cube:
+        if one == index:
+            return mask
+    return 0
+
+
+def _fixed(cube: Cube, index: int, bit: int, value: int) -> Cube:
+    """`cube` with one more bit of argument `index` fixed."""
+    out = []
+    done = False
+    for one, mask, old in cube:
+        if one == index:
+            out.append((one, mask | bit, old | value))
+            done = True
+        elif one > index and not done:
+            out.append((index, bit, value))
+            out.append((one, mask, old))
+            done = True
+        else:
+            out.append((one, mask, old))
+    if not done:
+        out.append((index, bit, value))
+    return tuple(out)
+
+
+def _order(cube: Cube) -> tuple[int, Cube]:
+    return sum(mask.bit_count() for _, mask, _ in cube), cube

@@ -1,0 +1,172 @@
+"""What create decided, kept for exec, update and explain: one file a container in /run/agentshim.
+
+A record is named by a digest of the delegate's resolved root and the id, since engines reuse ids across roots. It is
+stale when the delegate's own state is gone and the process that was creating it has ended; a stale one is replaced at
+the next create of that id, and swept up by any other create. So `delete` has nothing to do here.
+"""
+
+from __future__ import annotations
+
+import _sha256
+import fcntl
+import os
+
+from shim import bundle, wire
+from shim.errors import HostError, Refused, ShimError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+DIRECTORY = "/run/agentshim"
+VERSION = 1
+RECORD, ASKED = ".json", ".asked"  # what was decided; config.json as it came, for `explain`
+SWEEP = 32  # records that one create looks at: bounds what it pays for others
+
+
+def root_of(root: str | None, kind: str, environment: dict[bytes, bytes]) -> str:
+    """The resolved directory in which the delegate keeps its containers, as it finds it itself.
+
+    runc(8): /run/runc, or $XDG_RUNTIME_DIR/runc for others than root; crun(1): $XDG_RUNTIME_DIR/crun, else /run/crun.
+    """
+    if root:
+        return os.path.realpath(root)
+    runtime = os.fsdecode(environment.get(b"XDG_RUNTIME_DIR", b""))
+    honoured = runtime and (kind == "crun" or os.geteuid() != 0)
+    return os.path.realpath(f"{runtime if honoured else '/run'}/{kind}")
+
+
+def claim(root: str, container: str, record: dict[str, Any], asked: bytes) -> None:
+    """Writes `record` for a container about to be created, with the spec that was asked, and sweeps some stale ones.
+
+    Refused if the id is in use. HostError if /run does not take it. Two creates of one id cannot both pass: the check
+    and the write are under one lock.
+    """
+    name = _name(root, container)
+    full = {"version": VERSION, "root": root, "id": container, "pid": os.getpid(), "started": _started("self"), **record}
+    directory = _directory()
+    lock = _locked()
+    try:
+        if _in_use(root, container, _load(directory, name)):
+            todo = "choose another id, or delete that container first"
+            raise Refused("state", "id", container, "container with given ID already exists", todo)
+        directory.replace(name + ASKED, asked, os.fstat(lock))
+        directory.replace(name + RECORD, wire.dumps(full), os.fstat(lock))
+        _sweep(directory, name)
+    finally:
+        os.close(lock)
+
+
+def load(root: str, container: str) -> dict[str, Any] | None:
+    """The record of a container, None if there is none or it is of another version."""
+    if not os.path.isdir(DIRECTORY):
+        return None
+    return _load(_directory(), _name(root, container))
+
+
+def asked(root: str, container: str) -> bytes:
+    """config.json as it came to create; Invalid if it is lost."""
+    return _directory().read(_name(root, container) + ASKED)[0]
+
+
+def records() -> list[dict[str, Any]]:
+    """All records of containers that are there or being created."""
+    if not os.path.isdir(DIRECTORY):
+        return []
+    directory = _directory()
+    loaded = [_load(directory, name) for name in _names(directory)]
+    return [one for one in loaded if one is not None and _in_use(one["root"], one["id"], one)]
+
+
+def scratch(data: bytes) -> str:
+    """The path of a new file that holds `data` for the delegate that we are about to become; swept up after its end."""
+    directory = _directory()
+    lock = _locked()
+    try:
+        name = f"process-{os.getpid()}-{_started('self')}"
+        directory.replace(name, data, os.fstat(lock))
+    finally:
+        os.close(lock)
+    return f"{DIRECTORY}/{name}"
+
+
+def _name(root: str, container: str) -> str:
+    return _sha256.sha256(f"{root}\0{container}".encode()).hexdigest()[:40]
+
+
+def _directory() -> bundle.Directory:
+    try:
+        os.mkdir(DIRECTORY, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise HostError("state", DIRECTORY, error.strerror, "a writable /run", "make /run writable for root") from None
+    return bundle.Directory(DIRECTORY)
+
+
+def _locked() -> int:
+    """A descriptor that holds the lock until it is closed; the kernel frees it if we are killed."""
+    try:
+        fd = os.open(f"{DIRECTORY}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError("state", DIRECTORY, error.strerror, "a writable /run", "make /run writable for root") from None
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def _load(directory: bundle.Directory, name: str) -> dict[str, Any] | None:
+    try:
+        data, _ = directory.read(name + RECORD)
+        record = wire.loads(data, "state", name)
+    except ShimError:
+        return None  # lost or torn: the caller falls back to the policy alone
+    return record if isinstance(record, dict) and record.get("version") == VERSION else None
+
+
+def _in_use(root: str, container: str, record: dict[str, Any] | None) -> bool:
+    if os.path.lexists(f"{root}/{container}"):
+        return True
+    if record is None or record["pid"] == os.getpid():
+        return False
+    return _started(str(record["pid"])) == record["started"]
+
+
+def _started(pid: str) -> int:
+    """When a process was started, in clock ticks since boot (proc_pid_stat(5), field 22); 0 if it is gone."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+
+
+def _names(directory: bundle.Directory) -> list[str]:
+    return sorted(name[: -len(RECORD)] for name in os.listdir(directory.fd) if name.endswith(RECORD))
+
+
+def _sweep(directory: bundle.Directory, kept: str) -> None:
+    names = [name for name in _names(directory) if name != kept]
+    # A moving window, chosen by our number: no list of what was looked at has to be kept.
+    start = os.getpid() % len(names) if len(names) > SWEEP else 0
+    for name in (names[start:] + names[:start])[:SWEEP]:
+        record = _load(directory, name)
+        if record is None or not _in_use(record["root"], record["id"], record):
+            _unlink(directory, name + RECORD)
+            _unlink(directory, name + ASKED)
+    for name in os.listdir(directory.fd):
+        kind, _, rest = name.partition("-")
+        pid, _, started = rest.partition("-")
+        if kind == "process" and str(_started(pid)) != started:
+            _unlink(directory, name)
+
+
+def _unlink(directory: bundle.Directory, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=directory.fd)
+    except FileNotFoundError:
+        pass

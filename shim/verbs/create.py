@@ -1,0 +1,87 @@
+"""create, run and restore: the verbs that read a bundle. Reads it, decides, writes it, and becomes the delegate."""
+
+from __future__ import annotations
+
+import os
+
+from shim import argv, bundle, kernel, plan, policy, product, runc, spec, state, wire
+from shim.dim import mounts
+from shim.verbs import gate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.argv import Call
+    from shim.cli import Context
+    from shim.kernel import Facts
+    from shim.policy import Config, Policy
+
+CONFIG = "config.json"
+# Sections that exec and update need again; the rest of a policy is found by its name and digest.
+KEPT = ("capabilities", "lsm", "user", "rlimits", "scheduling", "process", "invocation", "resources", "exec")
+# What of the process exec falls back to where its own process.json is silent.
+KEPT_PROCESS = ("capabilities", "noNewPrivileges", "rlimits", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
+
+
+def run(call: Call, context: Context) -> int:
+    """Never returns when the container is allowed: the delegate takes our place. Raises ShimError otherwise."""
+    container = argv.check_id(call.args[0] if call.args else "")
+    gate.require_host_root()
+    config = policy.config()
+    delegate = runc.find(config)
+    env = runc.environment()
+    directory = bundle.Directory(str(call.options.get("bundle") or os.getcwd()))
+    data, status = directory.read(CONFIG)
+    asked, dropped = spec.check(wire.loads(data, "bundle", CONFIG), config.unknown_keys)
+    chosen = policy.load(policy.select(config, context.execfn, asked.get("annotations") or {}), config)
+
+    invocation = runc.asked(env, call)
+    facts = kernel.gather(asked, os.path.realpath(directory.path), invocation)
+    facts.launcher = gate.launcher()
+    pins = _pins(asked, facts)
+    root = state.root_of(call.root, delegate.kind, env)
+    hook = _hook(facts.launcher, root, container) if pins and config.mode != "audit" else None
+    ceiling = product.from_policy(chosen.sections)
+    made = plan.make(asked, ceiling, facts, gate.admitter(delegate), config.mode, hook=hook)
+    out = made.data if made.data is not None or not dropped else wire.dumps(made.spec)
+
+    state.claim(root, container, _record(directory.path, config, chosen, made, pins), data)
+    if out is not None and out != data:
+        directory.replace(CONFIG, out, status)
+    granted = made.granted["invocation"] if config.mode != "audit" else invocation
+    runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
+
+
+def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: list[Any]) -> dict[str, Any]:
+    process = made.spec.get("process") or {}
+    return {
+        "bundle": os.path.realpath(path),
+        "rootfs": os.path.realpath(os.path.join(path, made.spec["root"]["path"])),
+        "policy": chosen.name,
+        "digest": chosen.digest,
+        "mode": config.mode,
+        "sections": {name: chosen.sections[name] for name in KEPT if name in chosen.sections},
+        "process": {name: process[name] for name in KEPT_PROCESS if name in process},
+        "pins": pins,
+    }
+
+
+def _hook(launcher: str, root: str, container: str) -> dict[str, Any]:
+    """Our hook, with an environment of its own: an absent one would inherit the engine's."""
+    return {"path": launcher, "args": ["agentshim", "hook", root, container], "env": ["PATH=/usr/sbin:/usr/bin"]}
+
+
+def _pins(asked: dict[str, Any], facts: Facts) -> list[list[Any]]:
+    """[destination, device, inode] of each source that someone other than root could exchange between our look and
+    the delegate's mount: the hook compares it with what was mounted. Missing sources are refused by their class.
+    """
+    out = []
+    for mount in asked.get("mounts") or ():
+        source = facts.sources.get(mount.get("source") or "") if mounts.is_bind(mount) else None
+        if source is not None and not source.steady and source.ino:
+            out.append([mounts.destination_of(mount), source.dev, source.ino])
+    root = facts.sources[mounts.root_key(asked["root"]["path"])]
+    if not root.steady and root.ino:
+        out.append(["/", root.dev, root.ino])
+    return out

@@ -1,0 +1,59 @@
+"""What every deciding verb asks before it decides: whose call it is, where we are, and what meets were proved."""
+
+from __future__ import annotations
+
+import os
+
+from shim import policy
+from shim.dim import seccomp
+from shim.errors import Refused
+from shim.seccomp import cache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from shim.runc import Delegate
+
+
+def require_host_root() -> None:
+    """Refused for a rootless engine: its files look like nobody's in here, so whose they are cannot be checked."""
+    fd = os.open("/proc/self/uid_map", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        words = os.read(fd, 256).split()
+    finally:
+        os.close(fd)
+    if os.geteuid() == 0 and words[:3] == [b"0", b"0", b"4294967295"]:
+        return
+    asked = f"uid {os.geteuid()} in a user namespace" if words[2:3] != [b"4294967295"] else f"uid {os.geteuid()}"
+    todo = "run the engine as root (podman: sudo podman), or keep a rootless engine on its own runtime"
+    raise Refused("user", "rootless", asked, "root of the host", todo)
+
+
+def launcher() -> str:
+    """Our own executable beside this package: <prefix>/bin/agentshim, or native/build/agentshim while developing."""
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    for place in (f"{home}/native/build/agentshim", f"{os.path.dirname(os.path.dirname(home))}/bin/agentshim"):
+        if os.access(place, os.X_OK):
+            return place
+    return ""
+
+
+def admitter(delegate: Delegate) -> Callable[[Any, Any, int], None]:
+    """A function that lets seccomp know the proved meet of two profiles: from the cache, else made and proved now."""
+
+    def admit(asked: Any, ceiling: Any, mask: int) -> None:
+        if seccomp.instant(asked, ceiling) is not None:
+            return
+        directory = policy.VAR + "/seccomp"
+        key = seccomp.pair_key(asked, ceiling, mask, delegate.identity)
+        granted = cache.load(directory, key)
+        if granted is None:
+            from shim.cold import prove  # compiles with libseccomp: once for a pair of profiles
+
+            granted, proof = prove.granted(asked, ceiling)
+            cache.store(directory, key, granted, proof)
+        seccomp.admit(asked, ceiling, granted)
+
+    return admit

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from stat import S_ISDIR, S_ISREG, S_ISVTX
+from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
 
 from shim import wire
 from shim.errors import HostError, Refused, ShimError
@@ -32,6 +32,7 @@ TOP_POLICY = "identity"  # every policy is below it, so a form that was compiled
 PREFIX = "agentshim-"
 ANNOTATION = "agentshim.policy"
 OWNERS = (0,)  # whose files are believed
+OVERFLOW = 65534  # how the host's root looks inside a user namespace that does not map it
 
 # With no config.toml. Names: a link is made by the host's owner, and all four are within the limit. Annotations:
 # only what is below every default, since podman before 5.0 copies annotations of the *image* into the spec.
@@ -180,7 +181,11 @@ def check_chain(directory: str) -> None:
     while directory != "/":
         directory = os.path.dirname(directory)
         st = _lstat(directory)
-        _check_owner(directory, st, 0 if st.st_mode & S_ISVTX else 0o022)
+        if S_ISLNK(st.st_mode):  # /var or /var/lib may lie elsewhere: both ways to it count
+            _check_owner(directory, st, 0)
+            check_chain(os.path.realpath(directory))
+        else:
+            _check_owner(directory, st, 0 if st.st_mode & S_ISVTX else 0o022)
 
 
 def check_file(path: str, st: os.stat_result) -> None:
@@ -197,11 +202,22 @@ def record(st: os.stat_result) -> list[int]:
 
 
 def _check_owner(path: str, st: os.stat_result, forbidden: int) -> None:
-    if st.st_uid not in OWNERS:
+    if st.st_uid not in OWNERS and not (st.st_uid == OVERFLOW and _is_namespaced()):
         raise HostError("policy", path, f"owner uid {st.st_uid}", "owner root", f"chown root:root {path}")
     if st.st_mode & forbidden:
         asked = f"mode {st.st_mode & 0o7777:04o}"
         raise HostError("policy", path, asked, "not writable by group or others", f"chmod go-w {path}")
+
+
+def _is_namespaced() -> bool:
+    """Whether we are in a user namespace of our own, as under rootless podman, whose user is no less than its policy's
+    owner: there every unmapped owner looks the same, and /etc is root's.
+    """
+    try:
+        with open("/proc/self/uid_map", "rb") as file:
+            return file.read().split() != [b"0", b"0", b"4294967295"]
+    except OSError:
+        return False
 
 
 def _fresh(form: dict[str, Any]) -> bool:

@@ -63,13 +63,20 @@ def _beyond(name: str, value: Any, limit: Any) -> tuple[str, str]:
     if not isinstance(value, dict) or not isinstance(limit, dict):
         return "top" if value == "top" else "a grant", "top" if limit == "top" else _shown(limit or {}) or "nothing"
     if name == "seccomp":
-        return "system calls or arguments beyond it", "the limit's profile"
+        calls = sorted(_calls(value) - _calls(limit))
+        return ", ".join(calls) or "arguments of system calls beyond it", "the limit's profile"
     keys = [key for key in {**value, **limit} if _exceeds(name, key, value, limit)]
     asked = {key: value.get(key) for key in keys}
     for key, one in asked.items():
         if isinstance(one, list) and isinstance(limit.get(key), list):
             asked[key] = [x for x in one if x not in limit[key]] or one
     return _shown(asked) or "more", _shown({key: limit.get(key) for key in keys}) or "less"
+
+
+def _calls(section: Sections) -> set[str]:
+    """The system calls that an expanded profile allows in some form."""
+    rules = json.loads(section["source"])["syscalls"]
+    return {name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
 
 
 def _exceeds(name: str, key: str, value: Sections, limit: Sections) -> bool:

@@ -52,7 +52,7 @@ INTENTS: dict[str, Intent] = {
         },
     ),
     "debug": Intent(
-        "gdb and strace on processes of the same user",
+        "gdb and strace on processes of the same user; above the built-in host limit",
         # No SYS_PTRACE: the same user needs none, and it would reach processes of all users.
         {"seccomp": {"add": [{"names": ["ptrace", "process_vm_readv", "process_vm_writev"]}]}},
     ),

@@ -16,7 +16,7 @@ from shim.cold import bpf, libseccomp
 from shim.dim import seccomp
 from shim.errors import Bug, Refused
 from shim.seccomp.profile import Profile, machine
-from shim.seccomp.vocabulary import NATIVE
+from shim.seccomp.vocabulary import ACTION_NAMES, ACTIONS, ALLOW, KILL_THREAD, NATIVE
 
 SEED = 20250101
 VECTORS = 240  # a call whose arguments matter, and ABI
@@ -71,7 +71,7 @@ def granted(asked: Profile, ceiling: Profile, optimize: tuple[int, ...] = (2,)) 
         program = compiled(result, host, level)
         record["instructions"] = max(record["instructions"], len(program))
         try:
-            record["probes"] += compare(program, sides, host)
+            record["probes"] += compare(program, sides, host, tokens(result, host))
         except Looser as found:
             raise Bug("seccomp", "linux.seccomp", str(found), "no looser than either side", "report this") from found
     return result, record
@@ -91,9 +91,18 @@ def fitted(result: Profile, host: str, optimize: tuple[int, ...]) -> tuple[Profi
             raise Refused("seccomp", "linux.seccomp", asked, bpf.MOST_INSTRUCTIONS, "ask for a smaller profile")
         widest = max(sorted(widths), key=lambda name: widths[name])
         dropped.append(widest)
-        rules = [r for r in result.raw["syscalls"] if not (r.get("args") and r["names"][0] == widest)]
-        result = Profile({**result.raw, "syscalls": rules})
+        result = Profile(_without_conditions(result.raw, widest))
     return result, dropped
+
+
+def _without_conditions(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """`raw` with one call denied for all arguments, as hard as it was for any."""
+    parted = [rule for rule in raw["syscalls"] if rule.get("args") and name in rule["names"]]
+    least = min((ACTIONS[rule["action"]] for rule in parted), default=ALLOW)
+    rules = [rule for rule in raw["syscalls"] if rule not in parted]
+    if least < ACTIONS[raw["defaultAction"]]:
+        rules.append({"names": [name], "action": ACTION_NAMES[least]})
+    return {**raw, "syscalls": rules}
 
 
 def compiled(profile: Profile, host: str, optimize: int) -> bpf.Program:
@@ -101,8 +110,19 @@ def compiled(profile: Profile, host: str, optimize: int) -> bpf.Program:
     return bpf.decode(libseccomp.compile(profile.raw, host, optimize))
 
 
-def compare(program: bpf.Program, sides: list[bpf.Program], host: str, seed: int = SEED, vectors: int = VECTORS) -> int:
-    """The number of probes made. Looser at the first call that `program` treats more gently than one of `sides`."""
+def compare(
+    program: bpf.Program,
+    sides: list[bpf.Program],
+    host: str,
+    loaded: frozenset[int],
+    seed: int = SEED,
+    vectors: int = VECTORS,
+) -> int:
+    """The number of probes made. Looser at the first call that `program` treats more gently than one of `sides`.
+
+    loaded: tokens of the ABIs that `program` serves. The others it must kill, by thread or process: libseccomp does not
+    let a delegate choose, and a kill is as good as the other.
+    """
     probes = 0
     chance = random.Random(seed)
     for arch, numbers in _ABIS[host].items():
@@ -111,12 +131,23 @@ def compare(program: bpf.Program, sides: list[bpf.Program], host: str, seed: int
         for number, outcome in result.items():
             ends = [bound[number] for bound in bounds]
             probes += len(ends)
-            if outcome < 0 and (bpf.severity(~outcome) == 0 or all(end < 0 for end in ends)):
+            if _foreign(arch, number, loaded):
+                if outcome >= 0 or bpf.severity(~outcome) > KILL_THREAD:
+                    raise Looser(arch, number, (), ~outcome, 0)
+            elif outcome < 0 and (bpf.severity(~outcome) == 0 or all(end < 0 for end in ends)):
                 _fixed(arch, number, outcome, ends)
             elif any(end >= 0 or bpf.severity(~end) < 7 for end in ends):
                 every = [(program, outcome), *zip(sides, ends, strict=True)]
                 probes += _vectors(arch, number, every, chance, vectors)
     return probes
+
+
+def _foreign(arch: int, number: int, loaded: frozenset[int]) -> bool:
+    """Whether the call belongs to an ABI that the result leaves out; -1, a tracer's skipped call, belongs to none."""
+    x32 = number & _X32 and arch == libseccomp.TOKENS["SCMP_ARCH_X86_64"]
+    if x32 and number != 0xFFFFFFFF:
+        return libseccomp.TOKENS["SCMP_ARCH_X32"] not in loaded
+    return arch not in loaded
 
 
 def _fixed(arch: int, number: int, outcome: int, ends: list[int]) -> None:
@@ -202,10 +233,8 @@ def _choices(words: dict[int, set[int]], index: int, chance: random.Random) -> l
     return out + [value << 32 | chance.choice(lows) for value in highs]
 
 
-def abis(host: str) -> dict[int, tuple[int, ...]]:
-    """ABI token -> numbers that a proof covers."""
-    return dict(_ABIS[host])
-
-
-def native(host: str) -> int:
-    return libseccomp.TOKENS[NATIVE[host]]
+def tokens(profile: Profile, host: str) -> frozenset[int]:
+    """The ABIs that a delegate loads `profile` for, as audit tokens."""
+    assert profile.raw is not None
+    archs = {NATIVE[host], *(profile.raw.get("architectures") or ())}
+    return frozenset(token for arch, token in libseccomp.TOKENS.items() if arch in archs)

@@ -6,7 +6,7 @@ import os
 
 from shim import policy
 from shim.dim import seccomp
-from shim.errors import Refused
+from shim.errors import HostError, Refused
 from shim.seccomp import cache
 
 TYPE_CHECKING = False
@@ -53,7 +53,16 @@ def admitter(delegate: Delegate) -> Callable[[Any, Any, int], None]:
             from shim.cold import prove  # compiles with libseccomp: once for a pair of profiles
 
             granted, proof = prove.granted(asked, ceiling)
-            cache.store(directory, key, granted, proof)
+            _keep(directory, key, granted, proof)
         seccomp.admit(asked, ceiling, granted)
 
     return admit
+
+
+def _keep(directory: str, key: str, granted: Any, proof: dict[str, Any]) -> None:
+    """Stores a proved meet. A disk that takes none makes the next start slow, not unsafe: it will prove again."""
+    try:
+        os.makedirs(os.path.dirname(directory), 0o755, exist_ok=True)
+        cache.store(directory, key, granted, proof)
+    except (OSError, HostError):
+        pass

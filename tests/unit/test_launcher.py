@@ -661,7 +661,7 @@ def test_exit_code(house: House, verb: str, code: int) -> None:
 )
 def test_error_line_in_the_engines_log(house: House, args: list[str], logged: bool, tmp_path: Path) -> None:
     """containerd shows the last error line of log.json and nothing of stderr."""
-    house.write("launch.conf", 'x = "\x1b[31m\\"\n')
+    house.write("launch.conf", 'python = "/absent\x1b[31mé"\n')
     log = tmp_path / "log.json"
     seen = house.call(*(arg.replace("LOG", str(log)) for arg in args))
     assert log.exists() == logged

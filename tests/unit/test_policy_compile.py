@@ -277,6 +277,29 @@ def test_above_the_limit_names_the_dimension(host: Host) -> None:
         host.load("fuse")
 
 
+def test_above_the_limit_names_the_system_calls(host: Host) -> None:
+    host.policy("mine", 'base = "agent"\nintents = [{ name = "debug", why = "finds a crash" }]\n')
+    with pytest.raises(Refused, match=r"mine: seccomp: asked .*ptrace.*, ceiling the limit's profile"):
+        host.load("mine")
+    host.policy("wide", 'base = "dev"\nintents = [{ name = "debug", why = "finds a crash" }]\n')
+    host.configure('limit = "wide"\n')
+    assert host.load("mine").limit["name"] == "wide"
+
+
+def test_a_profile_of_the_host_is_a_source(host: Host) -> None:
+    profile = host.etc / "policies" / "own.json"
+    profile.write_text('{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": []}')
+    profile.chmod(0o644)
+    host.policy("mine", 'base = "locked"\n[seccomp]\nfile = "own.json"\n')
+    first = host.load("mine")
+    assert sections(host)["seccomp"] == {"file": "own.json"}
+    profile.write_text('{"defaultAction": "SCMP_ACT_KILL", "syscalls": []}')
+    assert host.load("mine").digest != first.digest
+    profile.chmod(0o666)
+    with pytest.raises(HostError, match=r"own\.json: asked mode 0666"):
+        host.load("mine")
+
+
 def test_a_young_file_is_left_to_settle(host: Host) -> None:
     """A write in the tick of the clock after our read would leave the same times: the record must not be that young."""
     path = host.policy("mine", 'base = "locked"\n')

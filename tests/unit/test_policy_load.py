@@ -290,6 +290,40 @@ def test_a_sticky_directory_above_is_fine(host: Host) -> None:
     assert host.config().mode == "strict"
 
 
+def test_a_link_above_is_followed_and_both_ways_are_checked(host: Host, tmp_path: Path) -> None:
+    host.configure('mode = "strict"\n')
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert policy.config(str(tmp_path / "link" / "etc"), str(host.var)).mode == "strict"
+    tmp_path.chmod(0o777)
+    with pytest.raises(HostError, match="mode 0777"):
+        policy.config(str(tmp_path / "link" / "etc"), str(host.var))
+
+
+def in_namespace(etc: Path) -> subprocess.CompletedProcess[str]:
+    """Reads a config in a user namespace that maps nobody, where every owner shows as 65534."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from shim import policy; print(policy.config(sys.argv[2]))"
+    command = ["unshare", "--user", sys.executable, "-I", "-c", code, str(REPOSITORY), str(etc)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@needs_root
+def test_in_a_user_namespace_the_hosts_files_are_believed(host: Host) -> None:
+    if subprocess.run(["unshare", "--user", "true"], capture_output=True).returncode:
+        pytest.skip("LOUD: no user namespaces here")
+    host.configure('mode = "strict"\n')
+    run = in_namespace(host.etc)
+    assert "mode='strict'" in run.stdout, run.stderr
+    (host.etc / "config.toml").chmod(0o666)
+    assert "HostError" in in_namespace(host.etc).stderr
+
+
+@needs_root
+def test_outside_of_one_nobody_is_not_root(host: Host) -> None:
+    os.chown(host.configure(""), policy.OVERFLOW, 0)
+    with pytest.raises(HostError, match="owner uid 65534"):
+        host.config()
+
+
 def test_refusals_do_not_use_words_that_engines_turn_into_exit_codes(host: Host) -> None:
     path = host.configure("")
     texts = []

@@ -11,7 +11,7 @@ from typing import Any
 from conformance.columns import Ceiling
 from conformance.evidence import Evidence
 
-REFUSAL = re.compile(r"\b[a-z_]+: [^:\n]+: asked .+, ceiling .+: .+")  # room: key: asked X, ceiling Y: what to do
+REFUSAL = re.compile(r"\b[a-z_]+: [^\n]+: asked [^\n]+, ceiling [^\n]+: [^\n]+")  # room: key: asked X, ceiling Y: what to do
 
 
 def excess(found: Evidence, ceiling: Ceiling, host: dict[str, int]) -> list[str]:

@@ -37,7 +37,15 @@ class Result:
     err: str
 
     def __str__(self) -> str:
-        return f"$ {' '.join(self.argv)}\nexit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+        words, out, err = (_short(text) for text in (" ".join(self.argv), self.out, self.err))
+        return f"$ {words}\nexit {self.code}\n--- stdout\n{out}\n--- stderr\n{err}"
+
+    __repr__ = __str__
+
+
+def _short(text: str, limit: int = 1200) -> str:
+    """The two ends of a long text."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} […] {text[-limit // 2 :]}"
 
 
 class Room:

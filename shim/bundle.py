@@ -51,11 +51,9 @@ class Directory:
         try:
             there = os.fstat(fd)
             _check(where, there)
-            data = b""
-            while chunk := os.read(fd, LIMIT + 1 - len(data)):
-                data += chunk
-            if len(data) > LIMIT:
-                raise Invalid("bundle", where, "a file that grows", f"at most {LIMIT} bytes", "use a smaller one")
+            data = os.read(fd, there.st_size + 1)
+            if len(data) != there.st_size:
+                raise Invalid("bundle", where, "a file that changes", "one that stays", "write it before the call")
             return data, there
         finally:
             os.close(fd)

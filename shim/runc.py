@@ -6,7 +6,7 @@ Belongs here: everything that reaches the delegate and is no file. Next door: `a
 from __future__ import annotations
 
 import os
-import signal
+import _signal as signal
 
 from shim import hostpaths
 from shim.argv import Call, canonical

@@ -133,6 +133,12 @@ def meet(a: Cubes, b: Cubes) -> Cubes:
     return spare({c for x in a for y in b if (c := meet_cube(x, y)) is not None})
 
 
+def overlap(a: Cubes, b: Cubes) -> bool:
+    """Whether a ∩ b is not empty."""
+    _spend(len(a) * len(b))
+    return any(meet_cube(x, y) is not None for x in a for y in b)
+
+
 def spare(cubes: Iterable[Cube]) -> Cubes:
     """The same set without cubes that wider ones cover, in canonical order: widest first, then by value."""
     kept: list[Cube] = []

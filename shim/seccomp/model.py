@@ -8,6 +8,7 @@ The reading is the strictest that a delegate may give to the JSON, so that a mee
    and overlapping ranges allow their overlap);
  * two conditions on one argument: all must hold to allow, any one denies (delegates turn the rule into an OR);
  * int arguments: a denial looks at the low 32 bits only, an allow requires the high half to be zero or ignored;
+ * a rule gentler than the default counts only where it overlaps no rule of another action (a fault of libseccomp 2.5.4);
  * numbers without a name in `names` are denied; NOTIFY and TRACE are denied with ENOSYS, the kernel's own answer where
    nobody listens.
 Next door: `cubes` is the arithmetic, `emit` writes a Model as OCI JSON.
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 
     # (at least KILL_THREAD, TRAP, ERRNO), at least LOG, LOG or ALLOW for that, errno of a denial
     Entry = tuple[tuple[Cubes, Cubes, Cubes], Cubes, int, int]
-    # action, errno, cubes read to allow, cubes read to deny
-    Rule = tuple[int, int, Cubes, Cubes]
+    # action, errno, cubes read to allow, cubes read to deny, the action as it was written
+    Rule = tuple[int, int, Cubes, Cubes, str]
 
 SOFT = (cubes.EVERY, cubes.EVERY, cubes.EVERY)
 _HARD = (KILL_THREAD, TRAP, ERRNO)
@@ -179,7 +180,7 @@ def _rule(rule: dict[str, Any], narrow: bool) -> Rule:
     action, errno = _action(rule["action"], rule.get("errnoRet"))
     args = rule.get("args")
     if not args:
-        return action, errno, cubes.EVERY, cubes.EVERY
+        return action, errno, cubes.EVERY, cubes.EVERY, rule["action"]
     every = [_condition(arg, narrow) for arg in args]
     allow = deny = cubes.EVERY
     try:
@@ -196,7 +197,7 @@ def _rule(rule: dict[str, Any], narrow: bool) -> Rule:
                 allow = _product(allow, one)
     except cubes.TooMany:
         allow, deny = cubes.NONE, cubes.EVERY
-    return action, errno, allow, deny
+    return action, errno, allow, deny, rule["action"]
 
 
 def _product(a: Cubes, b: Cubes) -> Cubes:
@@ -227,6 +228,8 @@ def _entry(name: str, rules: list[Rule], action: int, errno: int, narrow: bool) 
     levels = [rule[0] for rule in rules] + ([] if fixed else [action])
     code = min((rule[1] for rule in rules if rule[0] <= ERRNO), key=lambda one: (one != ENOSYS, one), default=errno)
     try:
+        if not fixed:
+            rules = _clear(rules, action)
         grant = _upper(rules, bool(fixed), action, LOG, wide)
         low = min(levels)
         hard = SOFT if low >= ERRNO else tuple(_upper(rules, bool(fixed), action, at, wide) for at in _HARD)
@@ -234,6 +237,22 @@ def _entry(name: str, rules: list[Rule], action: int, errno: int, narrow: bool) 
         return uniform(min(*levels, ERRNO), code)
     best = LOG if LOG in levels else ALLOW
     return hard, grant, best if grant else ALLOW, code  # type: ignore[return-value]
+
+
+def _clear(rules: list[Rule], action: int) -> list[Rule]:
+    """Conditional rules without those gentler than the default that overlap one of another action.
+
+    libseccomp 2.5.4 can send a vector that matches such a rule to the default, by way of the other rule's branch.
+    """
+    kinds = {rule[4:] + rule[1:2] for rule in rules}
+    if len(kinds) == 1:
+        return rules
+    out = []
+    for one in rules:
+        others = (two[3] for two in rules if two[4:] + two[1:2] != one[4:] + one[1:2])
+        if one[0] <= action or not any(cubes.overlap(one[2], other) for other in others):
+            out.append(one)
+    return out
 
 
 def _upper(rules: list[Rule], fixed: bool, action: int, level: int, wide: frozenset[int]) -> Cubes:

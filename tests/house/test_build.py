@@ -84,7 +84,9 @@ def test_wheel_installed_in_a_virtual_environment_finds_its_python(wheel: Path, 
         wheel,
     ]
     subprocess.run(pip, check=True)
-    (venv / "lib" / "agentshim" / "shim" / "main.py").write_text("import sys; print(sys.executable, sys.flags, sys.argv)")
+    (venv / "lib" / "agentshim" / "shim" / "main.py").write_text(
+        "import sys; print(sys.executable, sys.flags, sys.argv)"
+    )
     done = subprocess.run([venv / "bin" / "agentshim", "create"], capture_output=True, text=True, check=True, env={})
     assert done.stdout.startswith(f"{venv}/bin/python3 ")
     assert "isolated=1" in done.stdout
@@ -101,3 +103,28 @@ def test_no_step_writes_beside_a_launcher_in_use(tmp_path: Path) -> None:
         build.build_launcher(out)
         assert os.fstat(old.fileno()).st_nlink == 0
     assert [path.name for path in tmp_path.iterdir()] == ["agentshim"]
+
+
+def test_make_install(tmp_path: Path) -> None:
+    """Twice, as an upgrade does: what is installed runs, is root's, and its byte code needs no clock."""
+    if not list((build.ROOT / ".venv").glob("made-for-*")) or os.geteuid() != 0:
+        pytest.skip("needs root and the environment of `make build`")
+    make = ["make", "-s", "install", f"DESTDIR={tmp_path}", "PREFIX=/opt/shim"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    for _ in range(2):
+        subprocess.run(make, cwd=build.ROOT, env=env, check=True, capture_output=True)
+    prefix = tmp_path / "opt" / "shim"
+    assert sorted(path.name for path in (prefix / "lib").iterdir()) == ["agentshim"]
+    assert [path.name for path in (prefix / "bin").iterdir()] == ["agentshim"]
+    sources = sorted((prefix / "lib" / "agentshim" / "shim").rglob("*.py"))
+    assert sources
+    for source in sources:
+        (compiled,) = (source.parent / "__pycache__").glob(f"{source.stem}.cpython-*.pyc")
+        assert compiled.read_bytes()[4:8] == b"\1\0\0\0", "not an unchecked hash"
+    for path in prefix.rglob("*"):
+        st = path.stat()
+        assert st.st_uid == 0
+        assert not st.st_mode & 0o022
+    (prefix / "lib" / "agentshim" / "shim" / "main.py").write_text("import sys; print(sys.argv[3:])")
+    done = subprocess.run([prefix / "bin" / "agentshim", "create"], capture_output=True, text=True, check=True, env={})
+    assert done.stdout.endswith("'create']\n")

@@ -95,8 +95,8 @@ bench: build
 	@$(RUN) -B -m conformance.bench
 
 # Byte code is compiled here, once, never at a container's start (the launcher passes -B). unchecked-hash: a copy or a
-# package that moves modification times must not make it stale and every start slow without a word. no_debug_ranges:
-# a third less to read. The new tree is made beside the old one and swapped: an engine may call at any time.
+# package that moves modification times must not make it stale and every start slow without a word. The new tree is
+# made beside the old one and swapped: an engine may call at any time.
 NEW := $(DESTDIR)$(LIBDIR).new
 install: build
 	rm -rf $(NEW) $(DESTDIR)$(LIBDIR).old
@@ -105,7 +105,7 @@ install: build
 	$(RUN) -m pip install -qq --disable-pip-version-check --no-compile --target $(NEW)/site-packages \
 		$$($(RUN) -c 'import tomllib; \
 		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cold"])')
-	cd $(NEW) && $(PYTHON) -I -X no_debug_ranges -m compileall -q --invalidation-mode unchecked-hash \
+	cd $(NEW) && $(PYTHON) -I -m compileall -q --invalidation-mode unchecked-hash \
 		-s $(NEW) -p $(LIBDIR) .
 	echo $(PYTHON) > $(NEW)/python
 	echo $(LIBDIR)/site-packages > $(NEW)/site

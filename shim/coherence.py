@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from shim.dim import capabilities, namespaces
 from shim.dim.capabilities import BIT, Capabilities
+from shim.dim.namespaces import Namespaces
 from shim.lattice import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from shim.product import Product
 
@@ -23,7 +25,7 @@ class Rule(Value):
     __slots__ = ("id", "when", "room", "lower", "why")
 
     def __init__(
-        self, id: str, when: Callable[[Product], bool], room: str, lower: Callable[[Capabilities], Capabilities], why: str
+        self, id: str, when: Callable[[Product], bool], room: str, lower: Callable[[Any], Any], why: str
     ) -> None:
         self.id = id
         self.when = when
@@ -52,7 +54,19 @@ def _nested(value: Capabilities) -> Capabilities:
     return Capabilities(sets, value.gain)
 
 
+def _named_or_new(value: Namespaces) -> Namespaces:
+    kinds = (namespaces.NEW if kind == namespaces.SHARED else kind for kind in value.kinds)
+    return Namespaces(tuple(kinds))
+
+
 RULES = (
+    Rule(
+        "no-namespace-named",
+        lambda product: True,
+        namespaces.NAME,
+        _named_or_new,
+        "the host's namespace was asked and any container's is allowed, but none was named",
+    ),
     Rule(
         "network-lent",
         _not_new("network"),

@@ -16,6 +16,11 @@ from conformance.bench import moby
 ID = "@ID@"  # stands for the container's id in a template
 CGROUP = "agentshim-bench"  # the parent of every container's control group
 BUSYBOX = Path("/bin/busybox")
+# Docker's own layout, since a runtime may tell an engine's files from a host's by where they are. All containers share
+# one root file system and one set of files; in the real layout each has its own directories of 64 digits.
+BUNDLES = Path("/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby")
+ROOT = Path("/var/lib/docker/overlay2") / ("be" * 32) / "merged"
+FILES = Path("/var/lib/docker/containers") / ("be" * 32)
 
 CAPABILITIES = [
     "CAP_CHOWN",
@@ -71,13 +76,13 @@ def process(*args: str) -> dict[str, Any]:
         "args": list(args),
         "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=bench"],
         "cwd": "/",
-        "capabilities": {name: CAPABILITIES for name in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
         "oomScoreAdj": 0,
     }
 
 
-def config(work: Path, *args: str, seccomp: bool = True) -> dict[str, Any]:
-    """config.json of a bundle whose root file system and bound files are those of `furnish(work)`."""
+def config(*args: str) -> dict[str, Any]:
+    """config.json of a bundle whose root file system and bound files are those of `furnish`."""
     linux: dict[str, Any] = {
         "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
         "resources": {"devices": _devices(), "blockIO": {}},
@@ -85,15 +90,14 @@ def config(work: Path, *args: str, seccomp: bool = True) -> dict[str, Any]:
         "namespaces": [{"type": kind} for kind in ("mount", "network", "uts", "pid", "ipc")],
         "maskedPaths": MASKED,
         "readonlyPaths": READONLY,
+        "seccomp": moby.resolved(CAPABILITIES),
     }
-    if seccomp:
-        linux["seccomp"] = moby.resolved(CAPABILITIES)
     return {
         "ociVersion": "1.0.2-dev",
         "process": process(*args),
-        "root": {"path": str(work / "rootfs")},
+        "root": {"path": str(ROOT)},
         "hostname": "bench",
-        "mounts": [*_mounts(), *_bound(work)],
+        "mounts": [*_mounts(), *_bound()],
         "linux": linux,
     }
 
@@ -112,20 +116,19 @@ def rare(spec: dict[str, Any], number: int) -> dict[str, Any]:
     return {**spec, "linux": {**spec["linux"], "seccomp": profile}}
 
 
-def furnish(work: Path) -> None:
-    """Make `work`/rootfs out of the host's static busybox, and the files that Docker binds over it."""
-    root = work / "rootfs"
+def furnish() -> None:
+    """Make the root file system out of the host's static busybox, and the files that Docker binds over it."""
     for folder in FOLDERS:
-        (root / folder).mkdir(parents=True)
-    shutil.copy(BUSYBOX, root / "bin" / "busybox")
+        (ROOT / folder).mkdir(parents=True)
+    shutil.copy(BUSYBOX, ROOT / "bin" / "busybox")
     for applet in APPLETS:
-        (root / "bin" / applet).symlink_to("busybox")
-    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
-    (root / "etc/group").write_text("root:x:0:\n")
-    (work / "etc").mkdir()
+        (ROOT / "bin" / applet).symlink_to("busybox")
+    (ROOT / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (ROOT / "etc/group").write_text("root:x:0:\n")
+    FILES.mkdir(parents=True)
     for name in BOUND:
-        (root / name[1:]).touch()
-        (work / name[1:]).write_text("127.0.0.1 localhost\n" if name == "/etc/hosts" else "bench\n")
+        (ROOT / name[1:]).touch()
+        (FILES / Path(name).name).write_text("127.0.0.1 localhost\n" if name == "/etc/hosts" else "bench\n")
 
 
 def _mounts() -> list[dict[str, Any]]:
@@ -135,9 +138,10 @@ def _mounts() -> list[dict[str, Any]]:
     ]
 
 
-def _bound(work: Path) -> list[dict[str, Any]]:
+def _bound() -> list[dict[str, Any]]:
+    options = ["rbind", "rprivate"]
     return [
-        {"destination": name, "type": "bind", "source": str(work / name[1:]), "options": ["rbind", "rprivate"]}
+        {"destination": name, "type": "bind", "source": str(FILES / Path(name).name), "options": options}
         for name in BOUND
     ]
 

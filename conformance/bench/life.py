@@ -107,10 +107,10 @@ class Container:
         return lines[-1] if lines else "(silent)"
 
 
-def fresh(by: Contender, work: Path, template: bytes | None = None) -> Container:
+def fresh(by: Contender, template: bytes | None = None) -> Container:
     """A container that nobody has seen, its bundle newly written: agentshim rewrites what it is given."""
     name = f"{by.name}-{next(_numbers)}"
-    bundle = work / "bundles" / name
+    bundle = docker.BUNDLES / name
     bundle.mkdir(parents=True, mode=0o700)
     (bundle / "config.json").write_bytes((template or by.template).replace(docker.ID.encode(), name.encode()))
     return Container(by, name, bundle)

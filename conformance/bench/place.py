@@ -1,7 +1,7 @@
 """Where the benchmark runs: mount namespaces of its own, which vanish with it, however it ends.
 
 Belongs here: keeping the host's /etc/agentshim, /run and engines out of it. Next door: `life` starts containers there.
-/run becomes an empty tmpfs (engines keep their bundles on one too), /etc an overlay whose agentshim directory is ours.
+/run and /var/lib become empty tmpfs (engines keep their bundles on one too), /etc an overlay whose agentshim directory is ours.
 The delegate is chosen by a line of /etc/agentshim/config.toml, so each delegate has a namespace with a file of its own,
 and with a /run/agentshim of its own: changing one file between two runs would measure recompiling instead.
 """
@@ -21,7 +21,6 @@ HUGETLB = Path("/sys/fs/cgroup/hugetlb")
 CONTROLLERS = Path("/sys/fs/cgroup")
 STATE = Path("/run/agentshim")
 SETTINGS = Path("/etc/agentshim")
-WORK = Path("/run/agentshim-bench")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,6 +39,7 @@ class Place:
         _unshare()
         _mount("none", "/", None, MS_REC | MS_PRIVATE)
         _mount("bench", "/run", "tmpfs", 0, "mode=0755")
+        _mount("bench", "/var/lib", "tmpfs", 0, "mode=0755")
         _overlay_etc()
         _mount_hugetlb()
         self._launch_conf = kept

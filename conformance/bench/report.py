@@ -33,7 +33,7 @@ def header(bench: Bench, options: argparse.Namespace) -> str:
         "libseccomp": _libseccomp(),
         "python": f"{_version(options.python)}, {_byte_code(options.library)}",
         "agentshim": bench.cast["shim"].program,
-        "rounds": f"{bench.rounds}, seed {bench.seed}, bundles on {bench.work}",
+        "rounds": f"{bench.rounds}, seed {bench.seed}, bundles and root file system on tmpfs",
     }
     return "\n".join(f"- {key}: {value}" for key, value in facts.items())
 

@@ -60,14 +60,13 @@ def _first(paths: tuple[str, ...]) -> str | None:
 def stage(options: argparse.Namespace) -> Iterator[Bench]:
     """A Bench in its own namespaces, all contenders ready; on leaving, no container and no control group is left."""
     where = place.Place(keep_launch_conf="/native/build/" not in options.shim)
-    place.WORK.mkdir(mode=0o755)
-    docker.furnish(place.WORK)
+    docker.furnish()
     where.furnish("runc", None if options.runc == _first(RUNC) else f'delegate = "{options.runc}"\n')
     if options.crun:
         where.furnish("crun", f'delegate = "{options.crun}"\n')
-    spec = docker.config(place.WORK, "true")
-    contenders = cast(options.shim, options.runc, options.crun, place.WORK, spec)
-    bench = Bench(where, place.WORK, contenders, spec, options.rounds, options.seed)
+    spec = docker.config("true")
+    contenders = cast(options.shim, options.runc, options.crun, spec)
+    bench = Bench(where, contenders, spec, options.rounds, options.seed)
     try:
         plain = contenders["runc"]
         bench.cast["runc-granted"] = replace(plain, name="runc-granted", template=granted(bench))
@@ -83,7 +82,7 @@ def _strike(bench: Bench) -> None:
             continue
         bench.where.enter(contender.place)
         for left in contender.root.iterdir():
-            bundle = bench.work / "bundles" / left.name
+            bundle = docker.BUNDLES / left.name
             if bundle.is_dir():
                 Container(contender, left.name, bundle).discard()
     os.chdir("/")

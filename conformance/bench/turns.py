@@ -46,7 +46,6 @@ class Bench:
     """A measurement in progress: contenders in their namespaces, and how often each does its work."""
 
     where: place.Place
-    work: Path
     cast: dict[str, Contender]
     spec: dict[str, Any]
     rounds: int
@@ -61,7 +60,7 @@ class Bench:
         """A new container of the contender `name`; the process moves to that contender's namespace."""
         contender = self.cast[name]
         self.where.enter(contender.place)
-        return fresh(contender, self.work, template)
+        return fresh(contender, template)
 
     def interleave(self, tasks: Mapping[str, Callable[[], float]], rounds: int) -> Samples:
         """`rounds` samples (ms) of every task, after one that warms up and is thrown away."""
@@ -116,11 +115,11 @@ def granted(bench: Bench) -> bytes:
         container.discard()
 
 
-def cast(shim: str, runc: str, crun: str | None, work: Path, spec: dict[str, Any]) -> dict[str, Contender]:
+def cast(shim: str, runc: str, crun: str | None, spec: dict[str, Any]) -> dict[str, Contender]:
     """All contenders but the one that runs our granted config, which only agentshim can tell (see `granted`)."""
     asked = docker.template(spec)
     bare = docker.template({**spec, "linux": {k: v for k, v in spec["linux"].items() if k != "seccomp"}})
-    roots = work / "roots"
+    roots = Path("/run/docker/runtimes")
     ours = Contender("shim", shim, asked, roots / "shim", "runc")
     theirs = Contender("runc", runc, asked, roots / "runc", "runc")
     found = [ours, theirs]

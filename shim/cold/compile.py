@@ -129,8 +129,7 @@ def _code() -> dict[str, list[int]]:
 
 
 def compile_stored(name: str, config: policy.Config) -> dict[str, Any]:
-    """compile(), kept for the next container if /var can be written; the directory chain is checked first."""
-    policy.check_directories(config)
+    """compile(), kept for the next container if /var can be written. policy.load has checked the directories."""
     form = compile(name, config)
     store(f"{config.var}/policies/{name}.json", form)
     return form

@@ -124,9 +124,9 @@ def explain(asked: Capabilities, ceiling: Capabilities, granted: Capabilities) -
         out.append(
             Decrease(
                 KEYS[0],
-                listed(names_of(asked.sets[0] | asked.sets[2])),
-                listed(names_of(kept)),
-                f"not granted: {listed(names_of(lost))}",
+                _shown(asked.sets[0] | asked.sets[2]),
+                _shown(kept),
+                f"not granted: {_shown(lost)}",
                 f"[capabilities] add = [{{ names = [{_quoted(lost)}], why = \"…\" }}]",
             )
         )
@@ -160,6 +160,10 @@ def _mask(which: str, names: list[str]) -> int:
         upper = name.upper()
         mask |= BIT.get(upper[4:] if upper.startswith("CAP_") else upper, 0)
     return mask
+
+
+def _shown(mask: int) -> str:
+    return "all" if mask == ALL else listed(name[4:] for name in names_of(mask))
 
 
 def _quoted(mask: int) -> str:

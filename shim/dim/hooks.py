@@ -90,7 +90,7 @@ def apply_to_spec(spec: Spec, value: Hooks, facts: Facts) -> Spec:
 def explain(asked: Hooks, ceiling: Hooks, granted: Hooks) -> list[Decrease]:
     why = "a hook runs as root of the host"
     return [
-        Decrease(f"hooks.{hook[0]}", " ".join(hook[1:2] + hook[3:]), "refused", why, f'[hooks] allow = ["{hook[1]}"]')
+        Decrease(f"hooks.{hook[0]}", " ".join(hook[1:2] + hook[3:]), "refused", why, _allow(hook))
         for hook in sorted((asked.hooks or frozenset()) - (granted.hooks or frozenset()))
     ]
 
@@ -102,7 +102,11 @@ def refusals(asked: Hooks, granted: Hooks) -> list[Exception]:
             f"hooks.{hook[0]}",
             f"{hook[1]} ({hook[2] or 'no root-owned program'})",
             "root-owned programs on the list",
-            f'add "{hook[2] or hook[1]}" to [hooks] allow in the policy if the host\'s owner trusts it as root',
+            f"if the host's owner trusts it as root: {_allow(hook)} in the policy",
         )
         for hook in sorted((asked.hooks or frozenset()) - (granted.hooks or frozenset()))
     ]
+
+
+def _allow(hook: tuple[str, ...]) -> str:
+    return f'[hooks] add = [{{ path = "{hook[2] or hook[1]}", why = "…", doc = "https://…" }}]'

@@ -138,7 +138,8 @@ def is_scratch(mount: dict[str, Any]) -> bool:
 
 
 def _mount(path: str, size: int | None, execute: bool) -> dict[str, Any]:
-    options = ["nosuid", "nodev"] + ([] if execute else ["noexec"]) + ["mode=1777"]
+    """A scratch directory as runc and crun read it; tmpcopyup shows what the image holds at `path`."""
+    options = ["nosuid", "nodev", *([] if execute else ["noexec"]), "mode=1777", "tmpcopyup"]
     if size is not None:
         options.append(f"size={size}")
     return {"destination": path, "type": "tmpfs", "source": SCRATCH_SOURCE, "options": options}

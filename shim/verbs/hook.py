@@ -48,7 +48,10 @@ def run(call: Call) -> int:
 
 def _open_inside(root: int, path: str) -> int:
     """A descriptor of `path` below `root`, links resolved as if `root` were /; HostError if it cannot be had."""
-    from shim._sys import lib  # cffi: only containers whose sources others can change come here
+    from shim.cold import site  # cffi's own module lies among the packages; only containers with pins come here
+
+    site.enable()
+    from shim._sys import lib
 
     fd = lib.shim_openat2(root, path.encode(), os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT)
     if fd < 0:

@@ -1,18 +1,22 @@
 """Verbs and probes that need no decision but a careful reading: the launcher passes on what it knows by heart, and
-sends every other spelling here. checkpoint is among them: it is allowed or refused, and changes nothing.
+sends every other spelling here. checkpoint is allowed or refused; start may have brought a NOTIFY_SOCKET.
 """
 
 from __future__ import annotations
 
-from shim import argv, kernel, policy, product, runc, state
+from shim import argv, policy, runc, state
 from shim.dim import invocation
 from shim.errors import joined
 from shim.verbs import gate, lost
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from shim.argv import Call
     from shim.cli import Context
+
+DECIDED = ("checkpoint", "start")
 
 
 def run(call: Call, context: Context) -> int:
@@ -21,17 +25,20 @@ def run(call: Call, context: Context) -> int:
     delegate = runc.find(config)
     env = runc.environment()
     granted = invocation.TOP
-    if call.verb == "checkpoint" and not call.probe:
+    if call.verb in DECIDED and not call.probe:
         gate.require_host_root()
         container = argv.check_id(call.args[0] if call.args else "")
         root = state.root_of(call.root, delegate.kind, env)
-        record = state.load(root, container) or lost.record(root, container, config)
-        asked = runc.asked(env, call)
-        dims = (invocation,)
-        facts = kernel.process_facts(asked)
-        met = product.meet(product.from_spec({}, facts, dims), product.from_policy(record["sections"], dims), dims)
-        refused = product.refusals({invocation.NAME: asked}, met, dims)
-        if refused and record["mode"] != "audit":
-            raise joined(refused)
-        granted = met[invocation.NAME] if record["mode"] != "audit" else asked
+        granted = _granted(runc.asked(env, call), state.load(root, container) or lost.record(root, container, config))
     runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
+
+
+def _granted(asked: invocation.Invocation, record: dict[str, Any]) -> invocation.Invocation:
+    """What the container's policy leaves of `asked`; Refused where it leaves nothing to do."""
+    if record["mode"] == "audit":
+        return asked
+    granted = invocation.meet(asked, invocation.from_policy(record["sections"].get(invocation.NAME)))
+    refused = invocation.refusals(asked, granted)
+    if refused:
+        raise joined(refused)  # type: ignore[arg-type]
+    return granted

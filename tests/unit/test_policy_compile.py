@@ -188,7 +188,7 @@ def test_joins_and_their_reasons(host: Host) -> None:
     host.policy(
         "mine",
         '[capabilities]\nadd = [{ names = ["KILL", "CHOWN"], why = "owns files" }]\n'
-        '[mounts]\nsockets = [{ path = "/run/app.sock", why = "asks its helper" }]\n'
+        '[mounts]\nsockets = [{ path = "/run/app.sock", why = "asks its peer" }]\n'
         '[devices]\nadd = [{ path = "/dev/fuse", type = "c", major = 10, minor = 229, access = "rw", why = "sshfs" }]\n'
         '[hooks]\nadd = [{ path = "/opt/hook", why = "its network", doc = "https://e.org" }]\n',
     )
@@ -202,7 +202,7 @@ def test_joins_and_their_reasons(host: Host) -> None:
     assert {name: (one["why"], one["at"]) for name, one in resolved.why.items()} == {
         "capabilities.KILL": ("owns files", "mine.toml:5"),
         "capabilities.CHOWN": ("owns files", "mine.toml:5"),
-        "mounts./run/app.sock": ("asks its helper", "mine.toml:7"),
+        "mounts./run/app.sock": ("asks its peer", "mine.toml:7"),
         "devices./dev/fuse": ("sshfs", "mine.toml:9"),
         "hooks./opt/hook": ("its network", "mine.toml:11"),
     }

@@ -290,6 +290,16 @@ def test_a_sticky_directory_above_is_fine(host: Host) -> None:
     assert host.config().mode == "strict"
 
 
+@pytest.mark.parametrize("which", ["etc", "etc/policies"])
+def test_a_link_in_place_of_a_directory_is_refused(host: Host, tmp_path: Path, which: str) -> None:
+    host.configure('mode = "strict"\n')
+    host.policy("mine", 'base = "locked"\n')
+    (tmp_path / which).rename(tmp_path / "elsewhere")
+    (tmp_path / which).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HostError, match="not a directory, or a link"):
+        host.load("mine")
+
+
 def test_a_link_above_is_followed_and_both_ways_are_checked(host: Host, tmp_path: Path) -> None:
     host.configure('mode = "strict"\n')
     (tmp_path / "link").symlink_to(tmp_path)

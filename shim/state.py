@@ -126,7 +126,7 @@ def _load(directory: bundle.Directory, name: str) -> dict[str, Any] | None:
 def _in_use(root: str, container: str, record: dict[str, Any] | None) -> bool:
     if os.path.lexists(f"{root}/{container}"):
         return True
-    if record is None or record["pid"] == os.getpid():
+    if record is None:
         return False
     return _started(str(record["pid"])) == record["started"]
 

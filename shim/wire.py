@@ -5,7 +5,7 @@ first JSON value of a file and ignores the rest; crun skips comments and form fe
 runc every byte that is not UTF-8; crun ends keys and strings at U+0000. None of that passes.
 
 Belongs here: the syntax. Next door: `spec` knows what the keys mean. Uses the C scanner and encoder of the json package
-without the package (its import costs 7 ms); only to describe a syntax error CPython imports it by itself.
+without the package, whose import costs 7 ms and happens only to describe a syntax error.
 """
 
 from __future__ import annotations
@@ -89,9 +89,8 @@ def loads(data: bytes, room: str, name: str) -> object:
         value, end = _scan(text, len(text) - len(text.lstrip(WHITESPACE)))
     except StopIteration as stop:
         raise _invalid(room, name, f"no value at byte {_bytes(text, stop.value)}", "one JSON value") from None
-    except ValueError as error:  # JSONDecodeError, not imported
-        where = _bytes(text, getattr(error, "pos", 0))
-        raise _invalid(room, name, f"{getattr(error, 'msg', error)} at byte {where}", "JSON") from None
+    except (ValueError, SystemError):
+        raise _syntax(text, room, name) from None
     except (_Fault, RecursionError):
         raise _told(text, next(_faults(text), _UNKNOWN), room, name) from None
     rest = text[end:].lstrip(WHITESPACE)
@@ -138,6 +137,23 @@ def _told(text: str, fault: tuple[int, str, str], room: str, name: str) -> Inval
     return _invalid(room, name, f"{asked} at byte {_bytes(text, position)}", ceiling)
 
 
+def _syntax(text: str, room: str, name: str) -> Invalid:
+    """What the scanner says of text that is no JSON.
+
+    It raises json.decoder.JSONDecodeError; CPython 3.11 looks that up only where somebody else has imported it,
+    and answers with a SystemError where not. So import it here, late: 7 ms, and only to describe an error.
+    """
+    import json.decoder
+
+    try:
+        _scan(text, len(text) - len(text.lstrip(WHITESPACE)))
+    except json.decoder.JSONDecodeError as error:
+        return _invalid(room, name, f"{error.msg} at byte {_bytes(text, error.pos)}", "JSON")
+    except (ValueError, _Fault, RecursionError, StopIteration):
+        pass
+    return _told(text, _UNKNOWN, room, name)
+
+
 _SPACES = frozenset(WHITESPACE)
 _UNKNOWN = (0, "a value that we cannot read", "JSON")
 
@@ -155,7 +171,7 @@ def _faults(text: str) -> Iterator[tuple[int, str, str]]:
         if char == '"':
             try:
                 string, at = _json.scanstring(text, at, True)
-            except ValueError:
+            except (ValueError, SystemError):  # as in _syntax
                 return
             yield from _string_faults(string, start)
             while text[at : at + 1] in _SPACES:

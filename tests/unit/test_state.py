@@ -1,0 +1,145 @@
+"""Records of containers: claimed once, replaced when stale, swept up, and never believed when torn."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shim import state
+from shim.errors import Refused
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: records must be root's")
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(state, "DIRECTORY", str(tmp_path / "agentshim"))
+    return tmp_path / "agentshim"
+
+
+@pytest.fixture
+def delegate(tmp_path: Path) -> Path:
+    """Where the delegate keeps its containers."""
+    (tmp_path / "runc").mkdir()
+    return tmp_path / "runc"
+
+
+def claim(root: Path, name: str) -> None:
+    state.claim(str(root), name, {"bundle": "/b"}, b"{}")
+
+
+def test_a_claim_is_read_back(delegate: Path) -> None:
+    claim(delegate, "a")
+    record = state.load(str(delegate), "a")
+    assert record is not None
+    assert record["bundle"] == "/b"
+    assert state.asked(str(delegate), "a") == b"{}"
+
+
+def test_the_same_id_below_another_root_is_another(delegate: Path, tmp_path: Path) -> None:
+    claim(delegate, "a")
+    assert state.load(str(tmp_path / "crun"), "a") is None
+
+
+def test_a_container_that_exists_is_in_use(delegate: Path) -> None:
+    (delegate / "a").mkdir()
+    with pytest.raises(Refused, match="already exists"):
+        claim(delegate, "a")
+
+
+def test_one_that_another_process_creates_is_in_use(delegate: Path) -> None:
+    code = "import sys; from shim import state; state.DIRECTORY = sys.argv[1]; "
+    code += "state.claim(sys.argv[2], 'a', {}, b'{}'); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, state.DIRECTORY, str(delegate)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(Refused, match="already exists"):
+            claim(delegate, "a")
+        other.kill()
+    claim(delegate, "a")
+
+
+def test_only_one_of_many_claims_passes(delegate: Path) -> None:
+    code = "import sys; from shim import state; from shim.errors import Refused; state.DIRECTORY = sys.argv[1]\n"
+    code += "try:\n state.claim(sys.argv[2], 'a', {}, b'{}')\nexcept Refused:\n print('refused', flush=True)\n"
+    code += "else:\n print('passed', flush=True)\nsys.stdin.read()"
+    command = [sys.executable, "-c", code, state.DIRECTORY, str(delegate)]
+    others = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    told = [other.stdout.readline().strip() for other in others if other.stdout is not None]
+    for other in others:
+        other.communicate()
+    assert sorted(told) == ["passed"] + ["refused"] * 5
+
+
+def test_stale_records_are_swept_up(delegate: Path, directory: Path) -> None:
+    code = "import sys; from shim import state; state.DIRECTORY = sys.argv[1]; "
+    code += "[state.claim(sys.argv[2], f'dead{n}', {}, b'{}') for n in range(3)]"
+    subprocess.run([sys.executable, "-c", code, state.DIRECTORY, str(delegate)], check=True)
+    (delegate / "dead1").mkdir()  # this one lives
+    claim(delegate, "a")
+    assert {one["id"] for one in state.records()} >= {"dead1"}
+    left = sorted(path.name for path in directory.iterdir() if path.suffix == ".json")
+    assert len(left) == 2
+
+
+def test_a_torn_record_is_none(delegate: Path, directory: Path) -> None:
+    claim(delegate, "a")
+    record = next(path for path in directory.iterdir() if path.suffix == ".json")
+    record.write_bytes(record.read_bytes()[:-5])
+    assert state.load(str(delegate), "a") is None
+
+
+def test_a_record_that_others_can_write_is_not_believed(delegate: Path, directory: Path) -> None:
+    claim(delegate, "a")
+    record = next(path for path in directory.iterdir() if path.suffix == ".json")
+    record.chmod(0o666)
+    assert state.load(str(delegate), "a") is None
+
+
+def test_a_record_of_another_version_is_none(delegate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(delegate, "a")
+    monkeypatch.setattr(state, "VERSION", state.VERSION + 1)
+    assert state.load(str(delegate), "a") is None
+
+
+def test_the_directory_must_be_roots(directory: Path, delegate: Path) -> None:
+    directory.mkdir(mode=0o777)
+    directory.chmod(0o777)
+    with pytest.raises(Refused, match="others can change"):
+        claim(delegate, "a")
+
+
+def test_scratch_lives_as_long_as_its_process(delegate: Path, directory: Path) -> None:
+    code = "import sys; from shim import state; state.DIRECTORY = sys.argv[1]; print(state.scratch(b'x'))"
+    told = subprocess.run([sys.executable, "-c", code, state.DIRECTORY], check=True, capture_output=True, text=True)
+    assert Path(told.stdout.strip()).read_bytes() == b"x"
+    mine = state.scratch(b"y")
+    claim(delegate, "a")
+    assert Path(mine).exists()
+    assert not Path(told.stdout.strip()).exists()
+
+
+@pytest.mark.parametrize(
+    ("root", "kind", "environment", "expected"),
+    [
+        ("/x/../y", "runc", {}, "/y"),
+        (None, "runc", {}, "/run/runc"),
+        (None, "crun", {}, "/run/crun"),
+        (None, "runc", {b"XDG_RUNTIME_DIR": b"/run/user/0"}, "/run/runc"),
+        (None, "crun", {b"XDG_RUNTIME_DIR": b"/run/user/0"}, "/run/user/0/crun"),
+        (None, "crun", {b"XDG_RUNTIME_DIR": b""}, "/run/crun"),
+    ],
+)
+def test_where_the_delegate_keeps_its_own(root: str | None, kind: str, environment: dict[bytes, bytes], expected: str) -> None:
+    assert state.root_of(root, kind, environment) == expected
+
+
+def test_a_start_time_is_in_the_past() -> None:
+    assert 0 < state._started("self") < time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK") + 1
+    assert state._started("0") == 0

@@ -68,13 +68,18 @@ def _privileged() -> dict[str, Any]:
             "args": ["/bin/sh", "-c", SCRIPT],
             "env": ["PATH=/bin"],
             "cwd": "/",
-            "capabilities": {name: everything for name in ("bounding", "effective", "permitted")},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), everything),
         },
         "root": {"path": "rootfs"},
         "hostname": "demo",
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": kernel},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
+            {
+                "destination": "/dev",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "mode=755", "size=65536k"],
+            },
             {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*kernel, "rw"]},
         ],
         "linux": {

@@ -33,9 +33,10 @@ PROC_NAMES = {
 class Facts:
     """What a plan knows of the host, each field as one dimension's `from_spec` wants it.
 
-    `launcher`: our own executable; `sources`: path in the spec -> hostpaths.Source; `namespaces`: (kind, path) -> 'host' or 'at:device:inode';
-    `programs`: hook path -> the real root-owned file, or ''; `rlimits`: inherited (soft, hard) in the order of
-    rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label for containers.
+    `launcher`: our own executable; `sources`: path in the spec -> hostpaths.Source; `namespaces`: (kind, path) ->
+    'host' or 'at:device:inode'; `programs`: hook path -> the real root-owned file, or ''; `rlimits`: inherited
+    (soft, hard) in the order of rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label
+    for containers; `invocation`: what the call asks outside the spec.
     """
 
     __slots__ = (

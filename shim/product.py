@@ -5,8 +5,8 @@ Belongs here: the list of dimensions and loops over it. Next door: `coherence` r
 
 from __future__ import annotations
 
+from shim.dim import annotations as notes
 from shim.dim import (
-    annotations,
     capabilities,
     devices,
     hooks,
@@ -47,7 +47,7 @@ DIMENSIONS: tuple[Any, ...] = (
     rlimits,
     sysctl,
     hooks,
-    annotations,
+    notes,
     scheduling,
     process,
     invocation,

@@ -5,8 +5,8 @@ Belongs here: everything that reaches the delegate and is no file. Next door: `a
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enum: 3 ms
 import os
-import _signal as signal
 
 from shim import hostpaths
 from shim.argv import Call, canonical
@@ -104,9 +104,7 @@ def lowered(call: Call, granted: Invocation) -> Call:
     return Call(call.globals, call.verb, options, call.args, call.probe)
 
 
-def execute(
-    delegate: Delegate, call: Call, env: dict[bytes, bytes], granted: Invocation, was_ignored: int
-) -> NoReturn:
+def execute(delegate: Delegate, call: Call, env: dict[bytes, bytes], granted: Invocation, was_ignored: int) -> NoReturn:
     """Becomes the delegate. `was_ignored`: the launcher's mask of signals that were ignored when it began; Python
     ignores SIGPIPE and SIGXFSZ itself, and execve keeps what is ignored. HostError if execve fails.
     """

@@ -7,9 +7,9 @@ the next create of that id, and swept up by any other create. So `delete` has no
 
 from __future__ import annotations
 
-import _sha256
 import fcntl
 import os
+from _blake2 import blake2b
 
 from shim import bundle, wire
 from shim.errors import HostError, Refused, ShimError
@@ -43,7 +43,14 @@ def claim(root: str, container: str, record: dict[str, Any], asked: bytes) -> No
     and the write are under one lock.
     """
     name = _name(root, container)
-    full = {"version": VERSION, "root": root, "id": container, "pid": os.getpid(), "started": _started("self"), **record}
+    full = {
+        "version": VERSION,
+        "root": root,
+        "id": container,
+        "pid": os.getpid(),
+        "started": _started("self"),
+        **record,
+    }
     directory = _directory()
     lock = _locked()
     try:
@@ -91,7 +98,7 @@ def scratch(data: bytes) -> str:
 
 
 def _name(root: str, container: str) -> str:
-    return _sha256.sha256(f"{root}\0{container}".encode()).hexdigest()[:40]
+    return blake2b(f"{root}\0{container}".encode(), digest_size=20).hexdigest()
 
 
 def _directory() -> bundle.Directory:
@@ -128,7 +135,7 @@ def _in_use(root: str, container: str, record: dict[str, Any] | None) -> bool:
         return True
     if record is None:
         return False
-    return _started(str(record["pid"])) == record["started"]
+    return bool(_started(str(record["pid"])) == record["started"])
 
 
 def _started(pid: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shim.dim import annotations as notes
 from shim.dim import (
-    annotations,
     capabilities,
     devices,
     hooks,
@@ -27,7 +27,7 @@ from shim.lattice import Everything
 
 def words(name: str, value: Any) -> str:
     """The value of the dimension `name` on one line."""
-    return _WORDS[name](value)
+    return str(_WORDS[name](value))
 
 
 def _names(names: Any, anything: str = "any") -> str:
@@ -49,7 +49,9 @@ def _paths(value: paths.Paths) -> str:
     if value.scratch is None:
         root = "root writable"
     else:
-        root = "root read-only, scratch " + _names(f"{p} {'' if s is None else f'{s >> 20}m'}" for p, s, _ in value.scratch)
+        root = "root read-only, scratch " + _names(
+            f"{p} {'' if s is None else f'{s >> 20}m'}" for p, s, _ in value.scratch
+        )
     masked = "all" if isinstance(value.masked, Everything) else len(value.masked)
     readonly = "all" if isinstance(value.readonly, Everything) else len(value.readonly)
     return f"{root}; {masked} masked, {readonly} read-only paths"
@@ -107,10 +109,12 @@ def _seccomp(value: Any) -> str:
 
 
 _WORDS: dict[str, Any] = {
-    annotations.NAME: lambda value: "any" if value.unsafe is None else _names(key for key, _ in value.unsafe),
+    notes.NAME: lambda value: "any" if value.unsafe is None else _names(key for key, _ in value.unsafe),
     capabilities.NAME: _capabilities,
     devices.NAME: _devices,
-    hooks.NAME: lambda value: _names(hook[1] for hook in value.hooks) if value.hooks is not None else _names(value.files),
+    hooks.NAME: lambda value: (
+        _names(hook[1] for hook in value.hooks) if value.hooks is not None else _names(value.files)
+    ),
     invocation.NAME: lambda value: _names(value.flags | value.verbs),
     lsm.NAME: lambda value: ", ".join(value.labels),
     mounts.NAME: _mounts,
@@ -121,6 +125,8 @@ _WORDS: dict[str, Any] = {
     rlimits.NAME: _rlimits,
     scheduling.NAME: lambda value: f"oom_score_adj {value.oom}, claims {_names(value.claims)}",
     seccomp.NAME: _seccomp,
-    sysctl.NAME: lambda value: _names(key for key, _ in value.pairs) if value.pairs is not None else _names(value.names),
+    sysctl.NAME: lambda value: (
+        _names(key for key, _ in value.pairs) if value.pairs is not None else _names(value.names)
+    ),
     user.NAME: lambda value: value.who if isinstance(value.who, str) else f"uid {value.who[0]} gid {value.who[1]}",
 }

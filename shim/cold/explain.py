@@ -26,7 +26,9 @@ ENGINES = (("/usr/bin/docker", "{{.Id}}"), ("/usr/bin/podman", "{{.Id}}"), ("/us
 def main(words: list[str]) -> int:
     """Runs the command; 0, or 1 where the answer is that the container would be refused. Raises ShimError."""
     parser = argparse.ArgumentParser(prog="agentshim explain", description="what a container asks, and what it gets")
-    parser.add_argument("subject", metavar="BUNDLE|CONTAINER", help="a directory with a config.json, an id, a prefix or a name")
+    parser.add_argument(
+        "subject", metavar="BUNDLE|CONTAINER", help="a directory with a config.json, an id, a prefix or a name"
+    )
     parser.add_argument("--policy", help="try this policy instead of the one that applies")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(words)
@@ -56,7 +58,9 @@ def _of_container(subject: str, name: str | None, config: policy.Config) -> dict
 def find(subject: str) -> dict[str, Any]:
     """The record of a container by its id, a unique prefix of it, or the name that an engine knows. Invalid if none."""
     records = state.records()
-    found = [one for one in records if one["id"] == subject] or [one for one in records if one["id"].startswith(subject)]
+    found = [one for one in records if one["id"] == subject] or [
+        one for one in records if one["id"].startswith(subject)
+    ]
     if not found:
         known = _engine_ids(subject)
         found = [one for one in records if one["id"] in known]
@@ -96,7 +100,8 @@ def _explained(data: bytes, path: str, subject: str, name: str | None, config: p
         "mode": config.mode,
         "dimensions": granted,
         "decreases": [_decrease(room, loss) for room, loss in made.losses()],
-        "refused": [str(one) for one in product.refusals(made.asked, made.granted)] + _not_written(asked_spec, made, facts),
+        "refused": [str(one) for one in product.refusals(made.asked, made.granted)]
+        + _not_written(asked_spec, made, facts),
         "unknown_keys_dropped": dropped,
     }
 

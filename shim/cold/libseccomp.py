@@ -99,7 +99,7 @@ def name(number: int, arch: str) -> str | None:
     return found
 
 
-def compile(raw: dict[str, Any], machine: str, optimize: int) -> bytes:  # noqa: A001
+def compile(raw: dict[str, Any], machine: str, optimize: int) -> bytes:
     """The program, an array of struct sock_filter, that a delegate loads for the checked OCI object `raw`.
 
     optimize: 2, a binary tree, is what runc sets above 32 rules, crun leaves 1. Invalid names the rule that libseccomp
@@ -148,7 +148,9 @@ def _add(lib: ctypes.CDLL, context: int, key: str, rule: dict[str, Any], default
         for array in arrays:
             result = lib.seccomp_rule_add_array(context, action, nr, len(array), array)
             if result not in (0, -errno.EEXIST):
-                raise Invalid("seccomp", key, f"{call}: {os.strerror(-result)}", "a rule libseccomp takes", "correct it")
+                raise Invalid(
+                    "seccomp", key, f"{call}: {os.strerror(-result)}", "a rule libseccomp takes", "correct it"
+                )
 
 
 def _arguments(args: list[dict[str, Any]]) -> Any:

@@ -158,9 +158,7 @@ def _fixed(arch: int, number: int, outcome: int, ends: list[int]) -> None:
             raise Looser(arch, number, (), ~outcome, ~end)
 
 
-def _vectors(
-    arch: int, number: int, every: list[tuple[bpf.Program, int]], chance: random.Random, count: int
-) -> int:
+def _vectors(arch: int, number: int, every: list[tuple[bpf.Program, int]], chance: random.Random, count: int) -> int:
     """Compare on argument vectors; every: (program, outcome), the result first."""
     words = bpf.words_of(arch, number, (0,) * 6)
     probes = 0

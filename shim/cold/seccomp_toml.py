@@ -103,7 +103,7 @@ def _rules(entry: dict[str, Any], constants: dict[str, int]) -> list[dict[str, A
 
 
 def _cubes(text: str, constants: dict[str, int]) -> list[tuple[tuple[int, int, int], ...]]:
-    """"1 & MASK in A B" -> a cube for each value."""
+    """ "1 & MASK in A B" -> a cube for each value."""
     left, operator, right = text.partition(" == ") if " == " in text else text.partition(" in ")
     index, _, mask = left.partition(" & ")
     if not operator or not index.isdigit():

@@ -12,6 +12,8 @@ from shim.lattice import Decrease, Value, at, listed, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from shim.kernel import Facts
     from shim.lattice import Section, Spec
 
@@ -91,7 +93,7 @@ def meet(a: Capabilities, b: Capabilities) -> Capabilities:
 
 def from_spec(spec: Spec, facts: Facts) -> Capabilities:
     asked = at(spec, "process.capabilities", {})
-    sets = tuple(_mask(name, asked.get(name) or ()) for name in SETS)
+    sets = tuple(_mask(asked.get(name) or ()) for name in SETS)
     return Capabilities(sets, not at(spec, "process.noNewPrivileges", False))
 
 
@@ -127,7 +129,7 @@ def explain(asked: Capabilities, ceiling: Capabilities, granted: Capabilities) -
                 _shown(asked.sets[0] | asked.sets[2]),
                 _shown(kept),
                 f"not granted: {_shown(lost)}",
-                f"[capabilities] add = [{{ names = [{_quoted(lost)}], why = \"…\" }}]",
+                f'[capabilities] add = [{{ names = [{_quoted(lost)}], why = "…" }}]',
             )
         )
     if asked.gain and not granted.gain:
@@ -153,7 +155,7 @@ def mask_of(names: list[str] | tuple[str, ...]) -> int:
     return mask
 
 
-def _mask(which: str, names: list[str]) -> int:
+def _mask(names: Iterable[str]) -> int:
     mask = 0
     for name in names:
         # runc warns of an unknown name and goes on, crun fails: one that this table lacks is lowered away.

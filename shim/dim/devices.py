@@ -237,4 +237,6 @@ def _shown(value: Devices) -> str:
     shown = ", ".join(
         f"{k} {'*' if a == ANY else a}:{'*' if i == ANY else i} {letter}" for k, a, i, letter in sorted(extra)
     )
-    return ("all" + (f" but {shown}" if shown else "")) if value.all_but else "standard" + (f", {shown}" if shown else "")
+    return (
+        ("all" + (f" but {shown}" if shown else "")) if value.all_but else "standard" + (f", {shown}" if shown else "")
+    )

@@ -166,7 +166,7 @@ def from_policy(section: Section) -> Mounts:
     return Mounts(
         None,
         tuple({**KERNEL_RIGHTS, "volume": volume}.get(name, REFUSED) for name in CLASSES),
-        _canonical({place: workspace for place in section.get("workspace", ())}, volume),
+        _canonical(dict.fromkeys(section.get("workspace", ()), workspace), volume),
         frozenset(section.get("sockets", ())),
     )
 
@@ -341,8 +341,8 @@ def _lowered(mount: dict[str, Any], before: Entry, rights: int) -> dict[str, Any
     if not lost:
         return mount
     if lost & HOST_VIEW:
-        _, kind, options = HOST_VIEWS[before[1]]
-        return {"destination": before[1], "type": kind, "source": kind, "options": list(options)}
+        _, kind, fresh = HOST_VIEWS[before[1]]
+        return {"destination": before[1], "type": kind, "source": kind, "options": list(fresh)}
     bind = is_bind(mount)
     options = [one for one in mount.get("options") or () if not OPTIONS.get(one, (0, 0))[1] & lost]
     if lost & (SLAVE | SHARED):

@@ -93,6 +93,6 @@ def refusals(asked: Namespaces, granted: Namespaces) -> list[Exception]:
 
 
 def _leq(a: str, b: str) -> bool:
-    if a == b or a == NEW or b == HOST:
+    if a in (b, NEW) or b == HOST:
         return True
     return b == SHARED and a.startswith("at:")

@@ -114,9 +114,9 @@ def explain(asked: Paths, ceiling: Paths, granted: Paths) -> list[Decrease]:
             out.append(Decrease(key, "open", lost, why, f"take them out of [paths] {section}"))
     if asked.scratch != granted.scratch:
         shown = listed(_shown(entry) for entry in granted.scratch or ())
-        before = "writable" if asked.scratch is None else listed(_shown(e) for e in asked.scratch)
+        was = "writable" if asked.scratch is None else listed(_shown(e) for e in asked.scratch)
         why = "the root file system is read-only; only scratch directories are writable"
-        out.append(Decrease(KEYS[0], before, f"scratch: {shown}", why, '[paths] rootfs = "writable"'))
+        out.append(Decrease(KEYS[0], was, f"scratch: {shown}", why, '[paths] rootfs = "writable"'))
     return out
 
 

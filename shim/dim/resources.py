@@ -51,7 +51,13 @@ HARMLESS_FILES = (
     "cpuset.mems",
     "cpu.idle",
 )
-CLAIMS = ("memory.disableOOMKiller", "cpu.realtimeRuntime", "cpu.realtimePeriod", "network.classID", "network.priorities")
+CLAIMS = (
+    "memory.disableOOMKiller",
+    "cpu.realtimeRuntime",
+    "cpu.realtimePeriod",
+    "network.classID",
+    "network.priorities",
+)
 LEAST_CPUS = 10000  # millionths: a quota of 1 ms in a period of 100 ms
 PERIOD = 100000  # µs: the kernel's default for cpu.cfs_period_us
 
@@ -112,7 +118,9 @@ def apply_to_spec(spec: Spec, value: Resources, facts: Facts) -> Spec:
     for (_, key, v2_file), before, after in zip(LIMITS, asked.limits, value.limits):
         if before != after and after is not None:
             out = _limit(out, key, v2_file, after)
-    for claim in sorted((asked.claims or frozenset()) - (value.claims or frozenset())) if value.claims is not None else ():
+    for claim in (
+        sorted((asked.claims or frozenset()) - (value.claims or frozenset())) if value.claims is not None else ()
+    ):
         out = _without(out, claim)
     return out
 
@@ -178,8 +186,9 @@ def _cpus(resources: dict[str, Any]) -> int | None:
     quota = _limited(at(resources, "cpu.quota"))
     if quota is None:
         return None
-    quota += at(resources, "cpu.burst", 0)
-    return -(-quota * 1000000 // (at(resources, "cpu.period", 0) or PERIOD))
+    period: int = at(resources, "cpu.period", 0) or PERIOD
+    burst: int = at(resources, "cpu.burst", 0)
+    return -(-(quota + burst) * 1000000 // period)
 
 
 def _v2(name: str, text: str) -> int | None:

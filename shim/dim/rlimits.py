@@ -69,7 +69,7 @@ def from_spec(spec: Spec, facts: Facts) -> Rlimits:
             raise Invalid(NAME, KEYS[0], kind, "a type of getrlimit(2)", "name a limit that Linux has")
         if kind in named:
             raise Invalid(NAME, KEYS[0], f"{kind} twice", "each type once", "remove one of the two")
-        if soft is None and hard is not None or (soft or 0) > (hard if hard is not None else INFINITY):
+        if (soft is None and hard is not None) or (soft or 0) > (hard if hard is not None else INFINITY):
             raise Invalid(NAME, KEYS[0], f"{kind} soft {soft}", f"at most hard {hard}", "lower the soft limit")
         named.add(kind)
         limits[TYPES.index(kind)] = (soft, hard)

@@ -95,7 +95,7 @@ def _claims(spec: Spec, key: str) -> bool:
     if not value:
         return False
     if key == "process.scheduler":
-        return value.get("policy") not in WEAK_POLICIES or value.get("nice", 0) < 0 or bool(value.get("flags"))
+        return bool(value.get("policy") not in WEAK_POLICIES or value.get("nice", 0) < 0 or value.get("flags"))
     if key == "process.ioPriority":
-        return value.get("class") != "IOPRIO_CLASS_IDLE"
+        return bool(value.get("class") != "IOPRIO_CLASS_IDLE")
     return True

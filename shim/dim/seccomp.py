@@ -113,4 +113,3 @@ def explain(asked: Profile, ceiling: Profile, granted: Profile) -> list[Decrease
     from shim.seccomp import explanation  # for `explain` and the audit line of a miss
 
     return explanation.decreases(asked, ceiling, granted)
-

@@ -145,5 +145,3 @@ def _multiplexed_alike(model: Model) -> bool:
     sockets = [model.calls.get(name, model.rest) for name in ("socketcall", "ipc")]
     entries = [model.calls.get(name, model.rest) for name in _MULTIPLEXED.split()]
     return all(entry[1] == cubes.EVERY for entry in entries + sockets)
-
-

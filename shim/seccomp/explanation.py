@@ -52,7 +52,9 @@ def _frame(before: model.Model, after: model.Model) -> Iterator[Decrease]:
         why = "other ABIs bypass rules on arguments (socketcall, x32)"
         yield _loss(listed(sorted(lost)), listed(sorted(after.archs)), why, 'seccomp.architectures = ["…"]')
     if before.spec_allow and not after.spec_allow:
-        yield _loss("SPEC_ALLOW, or flags absent", "no SPEC_ALLOW", "speculation mitigations stay on", 'seccomp = "top"')
+        yield _loss(
+            "SPEC_ALLOW, or flags absent", "no SPEC_ALLOW", "speculation mitigations stay on", 'seccomp = "top"'
+        )
     if after.log and not before.log:
         yield _loss("no log", "denials are logged", "the policy's profile logs", 'seccomp = "top"')
 

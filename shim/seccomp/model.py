@@ -99,9 +99,7 @@ def leq(a: Model, b: Model) -> bool:
     if not a.archs <= b.archs or a.spec_allow > b.spec_allow or b.log > a.log or not _leq(a.rest, b.rest):
         return False
     try:
-        return all(
-            _leq(a.calls.get(name, a.rest), b.calls.get(name, b.rest)) for name in {**a.calls, **b.calls}
-        )
+        return all(_leq(a.calls.get(name, a.rest), b.calls.get(name, b.rest)) for name in {**a.calls, **b.calls})
     except cubes.TooMany:
         return False
 

@@ -30,9 +30,7 @@ ACTION_NAMES = {
     ALLOW: "SCMP_ACT_ALLOW",
 }
 
-OPERATORS = frozenset(
-    f"SCMP_CMP_{name}" for name in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
-)
+OPERATORS = frozenset(f"SCMP_CMP_{name}" for name in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
 
 FLAGS = frozenset(
     f"SECCOMP_FILTER_FLAG_{name}"

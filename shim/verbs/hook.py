@@ -27,7 +27,7 @@ def run(call: Call) -> int:
     if record is None:
         raise HostError("hook", container, "no record", "the one of its create", "create the container anew")
     told = wire.loads(sys.stdin.buffer.read(), "hook", "state")
-    pid = int(told["pid"])  # type: ignore[index,call-overload]
+    pid = int(told["pid"])  # type: ignore[index]
     # Not yet pivoted: the container's root is still a path below the init's.
     inside = os.open(f"/proc/{pid}/root{record['rootfs']}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

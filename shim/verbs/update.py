@@ -103,7 +103,9 @@ def _refuse(call: Call, asked: dict[str, Any], ceiling: resources.Resources) -> 
     if asked.get("devices"):
         named.append("devices")
     if named:
-        raise Refused("resources", ", ".join(named), "set", "not by update", 'resources = "top" in the policy allows it')
+        raise Refused(
+            "resources", ", ".join(named), "set", "not by update", 'resources = "top" in the policy allows it'
+        )
 
 
 def _check(data: bytes, asked: dict[str, Any], ceiling: resources.Resources, mode: str, facts: Any) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 from shim import product
-from shim.dim import annotations, capabilities, devices, mounts, namespaces, rlimits, scheduling
+from shim.dim import annotations as notes
+from shim.dim import capabilities, mounts, namespaces, rlimits, scheduling
 from shim.hostpaths import Source
 from shim.kernel import Facts
 
@@ -96,7 +97,8 @@ resource_keys = st.fixed_dictionaries(
             {}, optional={"limit": st.sampled_from([-1, 0, 4096, 1 << 30]), "disableOOMKiller": st.booleans()}
         ),
         "cpu": st.fixed_dictionaries(
-            {}, optional={"quota": st.sampled_from([-1, 0, 5000, 150000]), "period": st.sampled_from([0, 50000, 100000])}
+            {},
+            optional={"quota": st.sampled_from([-1, 0, 5000, 150000]), "period": st.sampled_from([0, 50000, 100000])},
         ),
         "unified": st.dictionaries(
             st.sampled_from(["pids.max", "memory.max", "cpu.max", "cpu.weight", "memory.low"]),
@@ -123,7 +125,9 @@ def specs(draw: Any) -> Spec:
         process["noNewPrivileges"] = draw(st.booleans())
     if draw(st.booleans()):
         kinds = draw(_some(rlimits.TYPES))
-        process["rlimits"] = [{"type": k, "soft": 5, "hard": draw(st.sampled_from([5, 9, rlimits.INFINITY]))} for k in kinds]
+        process["rlimits"] = [
+            {"type": k, "soft": 5, "hard": draw(st.sampled_from([5, 9, rlimits.INFINITY]))} for k in kinds
+        ]
     if draw(st.booleans()):
         process["oomScoreAdj"] = draw(st.integers(scheduling.OOM_MIN, scheduling.OOM_MAX))
     if draw(st.booleans()):
@@ -145,14 +149,18 @@ def specs(draw: Any) -> Spec:
         linux["rootfsPropagation"] = draw(st.sampled_from(["shared", "rslave", "private"]))
     if draw(st.booleans()):
         linux["personality"] = {"domain": "LINUX32"}
-    hook = st.sampled_from([{"path": "/usr/bin/dockerd"}, {"path": "/opt/hook", "args": ["h", "x"]}, {"path": "/tmp/evil"}])
+    hook = st.sampled_from(
+        [{"path": "/usr/bin/dockerd"}, {"path": "/opt/hook", "args": ["h", "x"]}, {"path": "/tmp/evil"}]
+    )
     return {
         "ociVersion": "1.0.2",
         "process": process,
         "root": root,
         "mounts": draw(st.lists(mount, max_size=4)),
         "hooks": {"prestart": draw(st.lists(hook, max_size=2))},
-        "annotations": draw(st.dictionaries(st.sampled_from(["a", "bundle", *annotations.UNSAFE[:2], "run.oci.hooks.stderr"]), st.just("v"))),
+        "annotations": draw(
+            st.dictionaries(st.sampled_from(["a", "bundle", *notes.UNSAFE[:2], "run.oci.hooks.stderr"]), st.just("v"))
+        ),
         "linux": linux,
     }
 
@@ -184,9 +192,7 @@ SECTIONS: dict[str, st.SearchStrategy[Any]] = {
         _some(["/work", "/data"]),
         _some(["/run/app.sock"]),
     ),
-    "namespaces": st.builds(
-        lambda s, h: {"shared": s, "host": h}, _some(namespaces.KINDS), _some(namespaces.KINDS)
-    ),
+    "namespaces": st.builds(lambda s, h: {"shared": s, "host": h}, _some(namespaces.KINDS), _some(namespaces.KINDS)),
     "devices": st.builds(
         lambda a: {"add": a},
         st.lists(
@@ -198,7 +204,9 @@ SECTIONS: dict[str, st.SearchStrategy[Any]] = {
             max_size=2,
         ),
     ),
-    "resources": st.dictionaries(st.sampled_from(["pids", "memory", "memory_swap"]), st.sampled_from([5, 4096, 1 << 20])),
+    "resources": st.dictionaries(
+        st.sampled_from(["pids", "memory", "memory_swap"]), st.sampled_from([5, 4096, 1 << 20])
+    ),
     "lsm": st.just({}),
     "sysctl": st.builds(lambda a: {"allow": a}, _some(["net.*", "net.ipv4.*", "kernel.shmmax", "net.ipv4.ip_forward"])),
     "hooks": st.builds(lambda a: {"allow": a}, _some(["/opt/hook"])),

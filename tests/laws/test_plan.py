@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from hypothesis import assume, given
-from hypothesis import strategies as st
 
 from shim import plan, product, wire
 from shim.dim import capabilities, mounts, seccomp

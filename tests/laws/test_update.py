@@ -33,7 +33,9 @@ def test_nothing_above_the_ceiling(asked: Any, ceiling: Any) -> None:
 @given(asked=ASKED, ceiling=POLICIES)
 def test_no_key_that_was_not_asked(asked: Any, ceiling: Any) -> None:
     added = keys(resources.met_update(asked, ceiling, FACTS)) - keys(asked)
-    limits = {"." + key for _, key, _ in resources.LIMITS} | {"." + key.partition(".")[0] for _, key, _ in resources.LIMITS}
+    limits = {"." + key for _, key, _ in resources.LIMITS} | {
+        "." + key.partition(".")[0] for _, key, _ in resources.LIMITS
+    }
     files = {f".unified.{v2_file}" for _, _, v2_file in resources.LIMITS}
     # A v2 file that asks too much becomes the named limit, and a quota is written with its period.
     assert added <= (limits | {".cpu.period"} if keys(asked) & files or at(asked, "cpu") else set())

@@ -71,7 +71,12 @@ def engine(tmp_path: Path) -> tuple[Places, Path]:
     data, name = tmp_path / "data", "a" * 64
     root = data / "overlay2" / "layer" / "merged"
     bundle = tmp_path / "exec" / "io.containerd.runtime.v2.task" / "moby" / name
-    for made in (root, bundle, data / "volumes" / "v" / "_data" / "sub", data / "containers" / name / "mounts" / "secrets"):
+    for made in (
+        root,
+        bundle,
+        data / "volumes" / "v" / "_data" / "sub",
+        data / "containers" / name / "mounts" / "secrets",
+    ):
         made.mkdir(parents=True)
     (data / "containers" / name / "hosts").write_text("")
     (data / "containers" / name / "config.v2.json").write_text("")

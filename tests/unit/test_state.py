@@ -136,7 +136,9 @@ def test_scratch_lives_as_long_as_its_process(delegate: Path, directory: Path) -
         (None, "crun", {b"XDG_RUNTIME_DIR": b""}, "/run/crun"),
     ],
 )
-def test_where_the_delegate_keeps_its_own(root: str | None, kind: str, environment: dict[bytes, bytes], expected: str) -> None:
+def test_where_the_delegate_keeps_its_own(
+    root: str | None, kind: str, environment: dict[bytes, bytes], expected: str
+) -> None:
     assert state.root_of(root, kind, environment) == expected
 
 

@@ -37,7 +37,8 @@ def bits(*numbers: int) -> int:
 
 AGENT = Ceiling(caps=0, no_new_privs=True, root_readonly=True, attempts=frozenset({"write-tmp"}))
 DEV = Ceiling(
-    caps=bits(0, 1, 3, 6, 7, 18),  # CHOWN DAC_OVERRIDE FOWNER SETGID SETUID SYS_CHROOT
+    # CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE SYS_CHROOT
+    caps=bits(0, 1, 3, 4, 5, 6, 7, 10, 18),
     no_new_privs=True,
     root_readonly=False,
     attempts=frozenset({"write-root", "write-tmp", "chown", "setgid", "chroot"}),

@@ -32,10 +32,11 @@ try user-namespace unshare -U true
 try chroot chroot / true
 try core-pattern sh -c ': >> /proc/sys/kernel/core_pattern'
 try sysrq sh -c ': >> /proc/sysrq-trigger'
-try cgroup-write sh -c 'mkdir /sys/fs/cgroup/pids/asc.probe || mkdir /sys/fs/cgroup/asc.probe'
+c=/sys/fs/cgroup; [ -e $c/cgroup.controllers ] || c=$c/pids # with v1 the directory above is a tmpfs of the container's own
+try cgroup-write mkdir $c/asc.probe
 try nice nice -n -5 true
 try kcore sh -c 'head -c 16 /proc/kcore | grep -q .'
-rm -f /asc.probe /tmp/asc.probe /tmp/asc.node; rmdir /sys/fs/cgroup/pids/asc.probe 2>/dev/null
+rm -f /asc.probe /tmp/asc.probe /tmp/asc.node; rmdir $c/asc.probe 2>/dev/null
 echo '=== end'
 """
 

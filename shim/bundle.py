@@ -11,7 +11,7 @@ import os
 import stat
 
 from shim import hostpaths
-from shim.errors import HostError, Invalid, Refused
+from shim.errors import HostError, Invalid, Refused, reason
 
 LIMIT = 16 << 20  # bytes; the largest config.json of an engine is about 100 KiB
 
@@ -30,7 +30,7 @@ class Directory:
             self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             todo = "name the bundle's directory with --bundle"
-            raise Invalid("bundle", path, error.strerror, "a directory", todo) from None
+            raise Invalid("bundle", path, reason(error), "a directory", todo) from None
         there = os.fstat(self.fd)
         roots = hostpaths.is_roots(there) or (shared and there.st_uid == 0 and bool(there.st_mode & stat.S_ISVTX))
         if not roots or not hostpaths.resolve(os.path.abspath(path))[1]:
@@ -46,7 +46,7 @@ class Directory:
             # O_NONBLOCK: a FIFO must not hang us before fstat has seen what it is.
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
         except OSError as error:
-            what = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            what = "a symbolic link" if error.errno == errno.ELOOP else reason(error)
             raise Invalid("bundle", where, what, "a regular file", "let the engine write it anew") from None
         try:
             there = os.fstat(fd)
@@ -83,7 +83,7 @@ class Directory:
             except OSError:
                 pass
             todo = "make room, or make the file system writable"
-            raise HostError("bundle", f"{self.path}/{name}", error.strerror, "a writable disk", todo) from None
+            raise HostError("bundle", f"{self.path}/{name}", reason(error), "a writable disk", todo) from None
 
 
 def _fresh(name: str, flags: int, directory: int) -> int:

@@ -5,6 +5,9 @@ Belongs here: what an error is and how it reads. Next door: `cli` turns one into
 
 from __future__ import annotations
 
+import errno
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +46,12 @@ class HostError(ShimError):
 
 class Bug(ShimError):
     """Our own mistake, found by a check. The bundle is left as it was and nothing is run."""
+
+
+def reason(error: OSError) -> str:
+    """Why the kernel said no, in words that podman does not take for an exit code of the container (126, 127)."""
+    words = {errno.ENOENT: "not there", errno.EACCES: "not accessible", errno.EPERM: "not allowed by the kernel"}
+    return words.get(error.errno or 0, os.strerror(error.errno or 0))
 
 
 def joined(refusals: Iterable[Refused]) -> Refused:

@@ -11,7 +11,7 @@ import os
 from shim import hostpaths
 from shim.argv import Call, canonical
 from shim.dim.invocation import COUNTS, Invocation
-from shim.errors import HostError
+from shim.errors import HostError, Refused, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Delegate:
         try:
             there = os.stat(path)
         except OSError as error:
-            raise HostError("delegate", path, error.strerror, "an executable of root's", todo) from None
+            raise HostError("delegate", path, reason(error), "an executable of root's", todo) from None
         if not hostpaths.program(path) or not there.st_mode & 0o111:
             raise HostError("delegate", path, "no program that only root can change", "one", todo)
         self.path = path
@@ -55,6 +55,9 @@ class Delegate:
 def find(config: Config) -> Delegate:
     """The delegate that config.toml names, else the first of PLACES. HostError if there is none that can be trusted."""
     if config.delegate:
+        if config.delegates and config.delegate not in config.delegates:
+            todo = "add it to delegates in /etc/agentshim/config.toml, or name one that is there"
+            raise Refused("delegate", "path", config.delegate, ", ".join(config.delegates), todo)
         return Delegate(config.delegate)
     for path in PLACES:
         if os.path.lexists(path):
@@ -124,7 +127,7 @@ def execute(delegate: Delegate, call: Call, env: dict[bytes, bytes], granted: In
         os.execve(delegate.path, [delegate.path, *canonical(call, delegate.kind)], env)
     except OSError as error:
         todo = "check the delegate's file"
-        raise HostError("delegate", delegate.path, error.strerror, "an executable", todo) from None
+        raise HostError("delegate", delegate.path, reason(error), "an executable", todo) from None
 
 
 def _count(text: bytes) -> int:

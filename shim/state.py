@@ -12,7 +12,7 @@ import os
 from _blake2 import blake2b
 
 from shim import bundle, wire
-from shim.errors import HostError, Refused, ShimError
+from shim.errors import HostError, Refused, ShimError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _directory() -> bundle.Directory:
     except FileExistsError:
         pass
     except OSError as error:
-        raise HostError("state", DIRECTORY, error.strerror, "a writable /run", "make /run writable for root") from None
+        raise HostError("state", DIRECTORY, reason(error), "a writable /run", "make /run writable for root") from None
     return bundle.Directory(DIRECTORY)
 
 
@@ -116,7 +116,7 @@ def _locked() -> int:
     try:
         fd = os.open(f"{DIRECTORY}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise HostError("state", DIRECTORY, error.strerror, "a writable /run", "make /run writable for root") from None
+        raise HostError("state", DIRECTORY, reason(error), "a writable /run", "make /run writable for root") from None
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
 

@@ -37,7 +37,7 @@ def main() -> int:
 def _measure(bench: Bench, options: argparse.Namespace) -> int:
     print(report.header(bench, options), flush=True)
     found: list[Row] = []
-    failures: list[str] = []
+    failures = bench.failures
     for name in options.rows:
         if name == "imports":
             continue

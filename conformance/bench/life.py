@@ -98,8 +98,10 @@ class Container:
         """Remove it whatever its state, and never fail: for clean-up."""
         with suppress(Failed, OSError):
             self.call("delete", "--force", self.name)
-        with suppress(OSError, ValueError):
-            self.wait()
+        # Exec'd processes first: the container's init cannot end while we keep a zombie of its pid namespace.
+        for pid_file in ("exec.pid", "init.pid"):
+            with suppress(OSError, ValueError):
+                self.wait(pid_file)
 
     def _last_words(self) -> str:
         said = [self.bundle / name for name in ("stderr", "log.json")]

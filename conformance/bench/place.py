@@ -1,7 +1,7 @@
 """Where the benchmark runs: mount namespaces of its own, which vanish with it, however it ends.
 
 Belongs here: keeping the host's /etc/agentshim, /run and engines out of it. Next door: `life` starts containers there.
-/run and /var/lib become empty tmpfs (engines keep their bundles on one too), /etc an overlay whose agentshim directory is ours.
+/run and /var/lib become empty tmpfs (engines keep their bundles on one too), /etc an overlay with an agentshim of ours.
 The delegate is chosen by a line of /etc/agentshim/config.toml, so each delegate has a namespace with a file of its own,
 and with a /run/agentshim of its own: changing one file between two runs would measure recompiling instead.
 """

@@ -24,7 +24,7 @@ def looks(bench: Bench) -> Iterator[Row]:
             call = partial(container.call, verb, container.name, *args)
             tasks = {"shim": partial(timed, call), "runc": partial(timed, partial(call, program=bench.delegate))}
             samples = bench.interleave(tasks, bench.rounds * 12)  # 5 % of 4 ms: many
-            yield bench.row("looks", f"`{verb}`", samples, "shim", "runc", 1.05)
+            yield from bench.row("looks", f"`{verb}`", samples, "shim", "runc", 1.05)
 
 
 def steps(bench: Bench) -> Iterator[Row]:
@@ -44,9 +44,9 @@ def steps(bench: Bench) -> Iterator[Row]:
 
     tasks = {"shim": partial(one, "shim", None), "runc": partial(one, "runc", bench.delegate)}
     starts = bench.interleave(tasks, bench.rounds * 3)
-    yield bench.row("steps", "`start`", starts, "shim", "runc", 1.05)
-    warm = {name: taken[1:] for name, taken in deletes.items()}
-    yield bench.row("steps", "`delete`", warm, "shim", "runc", 1.05)
+    yield from bench.row("steps", "`start`", starts, "shim", "runc", 1.05)
+    warm = {name: deletes[name][1:] for name in starts}
+    yield from bench.row("steps", "`delete`", warm, "shim", "runc", 1.05)
 
 
 def lives(bench: Bench) -> Iterator[Row]:
@@ -63,12 +63,12 @@ def lives(bench: Bench) -> Iterator[Row]:
     for how, title in (("run", "life, `run`"), ("engine", "life, `create` … `delete`")):
         tasks = {name: partial(one, name, how) for name in bench.cast}
         samples = bench.interleave(tasks, bench.rounds)
-        yield bench.row("lives", title, samples, "shim", "runc", 1.10)
-        yield bench.row("lives", title, samples, "shim", "runc-granted", 1.35)
+        yield from bench.row("lives", title, samples, "shim", "runc", 1.10)
+        yield from bench.row("lives", title, samples, "shim", "runc-granted", 1.35)
         if "shim-crun" in bench.cast:
-            yield bench.row("lives", title, samples, "shim-crun", "runc", 0.80)
-            yield bench.row("lives", title, samples, "crun", "runc", None)
-        yield bench.row("lives", title + ", no seccomp", samples, "shim-bare", "runc-bare", None)
+            yield from bench.row("lives", title, samples, "shim-crun", "runc", 0.80)
+            yield from bench.row("lives", title, samples, "crun", "runc", None)
+        yield from bench.row("lives", title + ", no seccomp", samples, "shim-bare", "runc-bare", None)
 
 
 def creates(bench: Bench) -> Iterator[Row]:
@@ -91,17 +91,17 @@ def creates(bench: Bench) -> Iterator[Row]:
     everyone = ("shim", "runc", "runc-granted", "shim-crun", "crun")
     tasks = {name: partial(one, name) for name in everyone if name in bench.cast}
     samples = bench.interleave(tasks, bench.rounds)
-    yield bench.row("creates", "`create`", samples, "shim", "runc", 15, "ms")
-    yield bench.row("creates", "`create`", samples, "shim", "runc-granted", None, "ms")
+    yield from bench.row("creates", "`create`", samples, "shim", "runc", 15, "ms")
+    yield from bench.row("creates", "`create`", samples, "shim", "runc-granted", None, "ms")
     if "shim-crun" in samples:
-        yield bench.row("creates", "`create`", samples, "shim-crun", "crun", 15, "ms")
+        yield from bench.row("creates", "`create`", samples, "shim-crun", "crun", 15, "ms")
     few = max(3, bench.rounds // 3)
     tasks = {name: partial(one, name, template=unseen) for name in ("shim", "runc")}
     samples = bench.interleave(tasks, few)
-    yield bench.row("creates", "first `create` of a seccomp profile", samples, "shim", "runc", None, "ms")
+    yield from bench.row("creates", "first `create` of a seccomp profile", samples, "shim", "runc", None, "ms")
     tasks = {"shim": partial(one, "shim", before=place.forget_state), "runc": partial(one, "runc")}
     samples = bench.interleave(tasks, few)
-    yield bench.row("creates", "first `create` after a boot", samples, "shim", "runc", None, "ms")
+    yield from bench.row("creates", "first `create` after a boot", samples, "shim", "runc", None, "ms")
 
 
 def crowd(bench: Bench) -> Iterator[Row]:
@@ -119,7 +119,7 @@ def crowd(bench: Bench) -> Iterator[Row]:
             raise
 
     samples = bench.interleave({name: partial(one, name) for name in ("shim", "runc")}, batches)
-    yield bench.row("crowd", f"{batches * size} lives, {AT_ONCE} at a time", samples, "shim", "runc", 0.85, "rate")
+    yield from bench.row("crowd", f"{batches * size} lives, {AT_ONCE} at a time", samples, "shim", "runc", 0.85, "rate")
 
 
 def execs(bench: Bench) -> Iterator[Row]:
@@ -132,8 +132,8 @@ def execs(bench: Bench) -> Iterator[Row]:
 
         tasks = {"shim": partial(one, None), "runc": partial(one, bench.delegate)}
         samples = bench.interleave(tasks, bench.rounds)
-        yield bench.row("execs", "`exec`", samples, "shim", "runc", None)
-        yield bench.row("execs", "`exec`", samples, "shim", "runc", None, "ms")
+        yield from bench.row("execs", "`exec`", samples, "shim", "runc", None)
+        yield from bench.row("execs", "`exec`", samples, "shim", "runc", None, "ms")
 
 
 def updates(bench: Bench) -> Iterator[Row]:
@@ -143,8 +143,8 @@ def updates(bench: Bench) -> Iterator[Row]:
         call = partial(container.call, *args, stdin=str(limits))
         tasks = {"shim": partial(timed, call), "runc": partial(timed, partial(call, program=bench.delegate))}
         samples = bench.interleave(tasks, bench.rounds)
-        yield bench.row("updates", "`update`", samples, "shim", "runc", None)
-        yield bench.row("updates", "`update`", samples, "shim", "runc", None, "ms")
+        yield from bench.row("updates", "`update`", samples, "shim", "runc", None)
+        yield from bench.row("updates", "`update`", samples, "shim", "runc", None, "ms")
 
 
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {

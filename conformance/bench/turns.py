@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from conformance.bench import docker, place, stats
-from conformance.bench.life import Container, Contender, fresh
+from conformance.bench.life import Container, Contender, Failed, fresh
 
 Samples = dict[str, list[float]]
 
@@ -51,6 +51,7 @@ class Bench:
     rounds: int
     seed: int
     dice: random.Random = field(init=False)
+    failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Throw the order of the contenders from the seed."""
@@ -63,21 +64,33 @@ class Bench:
         return fresh(contender, template)
 
     def interleave(self, tasks: Mapping[str, Callable[[], float]], rounds: int) -> Samples:
-        """`rounds` samples (ms) of every task, after one that warms up and is thrown away."""
+        """`rounds` samples (ms) of every task, after one that warms up and is thrown away.
+
+        A task that fails is noted in `failures` and left out from then on; the others go on.
+        """
         samples: Samples = {name: [] for name in tasks}
         for number in range(rounds + 1):
-            order = list(tasks)
+            order = list(samples)
             self.dice.shuffle(order)
             for name in order:
-                took = tasks[name]()
+                try:
+                    took = tasks[name]()
+                except Failed as failure:
+                    self.failures.append(f"{name}: {failure}")
+                    del samples[name]
+                    continue
                 if number:
                     samples[name].append(took)
         return samples
 
     def row(
         self, group: str, work: str, samples: Samples, ours: str, theirs: str, limit: float | None, unit: str = "x"
-    ) -> Row:
-        """The comparison of two contenders out of `samples`; for a rate, a sample is ms a life."""
+    ) -> Iterator[Row]:
+        """The comparison of two contenders out of `samples`, none if one of them failed; for a rate, a sample is ms
+        a life.
+        """
+        if not {ours, theirs} <= samples.keys():
+            return
         mine, other = samples[ours], samples[theirs]
         if unit == "ms":
             found = stats.compare(mine, other, stats.difference, self.seed)
@@ -85,7 +98,7 @@ class Bench:
             found = stats.compare(other, mine, stats.ratio, self.seed)
         else:
             found = stats.compare(mine, other, stats.ratio, self.seed)
-        return Row(group, work, ours, median(mine), theirs, median(other), found, unit, limit, len(mine))
+        yield Row(group, work, ours, median(mine), theirs, median(other), found, unit, limit, len(mine))
 
     @contextmanager
     def sleeper(self) -> Iterator[Container]:

@@ -64,35 +64,43 @@ def granted(asked: Profile, ceiling: Profile, optimize: tuple[int, ...] = (2,)) 
     if result.is_top:
         return result, {}
     host = machine()
-    record: dict[str, Any] = {"libseccomp": "%d.%d.%d" % libseccomp.version(), "probes": 0, "instructions": 0}
-    result, record["dropped"] = fitted(result, host, optimize)
-    for level in optimize:
-        sides = [compiled(side, host, level) for side in (asked, ceiling) if not side.is_top]
-        program = compiled(result, host, level)
-        record["instructions"] = max(record["instructions"], len(program))
-        try:
-            record["probes"] += compare(program, sides, host, tokens(result, host))
-        except Looser as found:
-            raise Bug("seccomp", "linux.seccomp", str(found), "no looser than either side", "report this") from found
-    return result, record
-
-
-def fitted(result: Profile, host: str, optimize: tuple[int, ...]) -> tuple[Profile, list[str]]:
-    """`result`, without the conditional allows of the widest calls if it would outgrow a filter; and those calls."""
+    sides = [side for side in (asked, ceiling) if not side.is_top]
     dropped: list[str] = []
-    while max(len(compiled(result, host, level)) for level in optimize) > MOST_INSTRUCTIONS:
-        assert result.raw is not None
-        widths: dict[str, int] = {}
-        for rule in result.raw["syscalls"]:
-            if rule.get("args"):
-                widths[rule["names"][0]] = widths.get(rule["names"][0], 0) + len(rule["args"])
-        if not widths:
-            asked = f"more than {MOST_INSTRUCTIONS} instructions"
-            raise Refused("seccomp", "linux.seccomp", asked, bpf.MOST_INSTRUCTIONS, "ask for a smaller profile")
-        widest = max(sorted(widths), key=lambda name: widths[name])
-        dropped.append(widest)
-        result = Profile(_without_conditions(result.raw, widest))
-    return result, dropped
+    while True:
+        programs = [compiled([result, *sides], host, level) for level in optimize]
+        longest = max(len(program) for program, *_ in programs)
+        if longest <= MOST_INSTRUCTIONS:
+            break
+        result = narrowed(result, dropped)
+    probes = 0
+    try:
+        for program, *others in programs:
+            probes += compare(program, others, host, tokens(result, host))
+    except Looser as found:
+        raise Bug("seccomp", "linux.seccomp", str(found), "no looser than either side", "report this") from found
+    version = "%d.%d.%d" % libseccomp.version()
+    return result, {"libseccomp": version, "probes": probes, "instructions": longest, "dropped": dropped}
+
+
+def compiled(profiles: list[Profile], host: str, optimize: int) -> list[bpf.Program]:
+    """The programs that a delegate loads for `profiles` (not TOP)."""
+    jobs = [(profile.raw, optimize) for profile in profiles if profile.raw is not None]
+    return [bpf.decode(data) for data in libseccomp.compiled(jobs, host)]
+
+
+def narrowed(result: Profile, dropped: list[str]) -> Profile:
+    """`result` with the conditions of its widest call gone, which is then denied and added to `dropped`."""
+    assert result.raw is not None
+    widths: dict[str, int] = {}
+    for rule in result.raw["syscalls"]:
+        if rule.get("args"):
+            widths[rule["names"][0]] = widths.get(rule["names"][0], 0) + len(rule["args"])
+    if not widths:
+        asked = f"more than {MOST_INSTRUCTIONS} instructions"
+        raise Refused("seccomp", "linux.seccomp", asked, bpf.MOST_INSTRUCTIONS, "ask for a smaller profile")
+    widest = max(sorted(widths), key=lambda name: widths[name])
+    dropped.append(widest)
+    return Profile(_without_conditions(result.raw, widest))
 
 
 def _without_conditions(raw: dict[str, Any], name: str) -> dict[str, Any]:
@@ -103,11 +111,6 @@ def _without_conditions(raw: dict[str, Any], name: str) -> dict[str, Any]:
     if least < ACTIONS[raw["defaultAction"]]:
         rules.append({"names": [name], "action": ACTION_NAMES[least]})
     return {**raw, "syscalls": rules}
-
-
-def compiled(profile: Profile, host: str, optimize: int) -> bpf.Program:
-    assert profile.raw is not None
-    return bpf.decode(libseccomp.compile(profile.raw, host, optimize))
 
 
 def compare(

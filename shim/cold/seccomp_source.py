@@ -18,7 +18,7 @@ from typing import Any
 
 from shim import wire
 from shim.cold import seccomp_toml
-from shim.errors import HostError, Invalid
+from shim.errors import HostError, Invalid, reason
 from shim.seccomp.check import check
 from shim.seccomp.profile import digest
 from shim.seccomp.resolve import BITS
@@ -51,7 +51,7 @@ def from_file(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
-        raise HostError("seccomp", path, error.strerror, "a readable profile", "correct the policy") from error
+        raise HostError("seccomp", path, reason(error), "a readable profile", "correct the policy") from error
     return normal(wire.loads(data, "seccomp", path), path)
 
 

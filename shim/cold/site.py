@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from shim.errors import HostError
+from shim.errors import HostError, reason
 
 LIBDIR = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -49,7 +49,7 @@ def check(path: str) -> None:
     try:
         st = os.stat(path)
     except OSError as error:
-        raise HostError("site", path, error.strerror, "a directory or file", "run make install again") from error
+        raise HostError("site", path, reason(error), "a directory or file", "run make install again") from error
     owner = "root's, mode & 022 = 0"
     if st.st_uid not in (0, 65534) or st.st_mode & 0o022:
         asked = f"owner {st.st_uid}, mode {st.st_mode & 0o7777:o}"

@@ -10,7 +10,7 @@ import errno
 import marshal
 import os
 
-from shim.errors import HostError
+from shim.errors import HostError, reason
 from shim.seccomp.profile import FORMAT, Profile, digest
 
 TYPE_CHECKING = False
@@ -92,4 +92,4 @@ def _drop(path: str) -> None:
 
 
 def _host(directory: str, error: OSError) -> HostError:
-    return HostError("seccomp", directory, error.strerror, "a directory that root can write to", "free or repair it")
+    return HostError("seccomp", directory, reason(error), "a directory that root can write to", "free or repair it")

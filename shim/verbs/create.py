@@ -39,10 +39,11 @@ def run(call: Call, context: Context) -> int:
     invocation = runc.asked(env, call)
     facts = kernel.gather(asked, os.path.realpath(directory.path), invocation)
     facts.launcher = gate.launcher()
-    pins = _pins(asked, facts)
-    root = state.root_of(call.root, delegate.kind, env)
-    hook = _hook(facts.launcher, root, container) if pins and config.mode != "audit" else None
     ceiling = product.from_policy(chosen.sections)
+    # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
+    pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else []
+    root = state.root_of(call.root, delegate.kind, env)
+    hook = _hook(facts.launcher, root, container) if pins else None
     made = plan.make(asked, ceiling, facts, gate.admitter(delegate), config.mode, hook=hook)
     out = made.data if made.data is not None or not dropped else wire.dumps(made.spec)
 

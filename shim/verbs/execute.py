@@ -42,16 +42,17 @@ def run(call: Call, context: Context) -> int:
     root = state.root_of(call.root, delegate.kind, env)
     record = state.load(root, container) or lost.record(root, container, config)
 
-    asked, place = _asked(call, record, config.unknown_keys)
     facts = kernel.process_facts(runc.asked(env, call))
     ceiling = bound(record, facts)
+    if record["mode"] == "audit" or all(ceiling[dim.NAME] == dim.TOP for dim in product.EXEC):
+        runc.execute(delegate, call, env, facts.invocation, context.ignored)
+    asked, place = _asked(call, record, config.unknown_keys)
     wrapped = {"process": {**_inherited(record), **asked}}
     made = plan.make(wrapped, ceiling, facts, gate.admitter(delegate), record["mode"], product.EXEC)
     data = wire.dumps(made.spec["process"])
-    granted = made.granted["invocation"] if record["mode"] != "audit" else facts.invocation
-    if record["mode"] != "audit":
-        kept = {name: value for name, value in call.options.items() if name not in IN_PROCESS}
-        call = Call(call.globals, call.verb, {**kept, "process": _written(data, place)}, [container])
+    granted = made.granted["invocation"]
+    kept = {name: value for name, value in call.options.items() if name not in IN_PROCESS}
+    call = Call(call.globals, call.verb, {**kept, "process": _written(data, place)}, [container])
     runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
 
 
@@ -63,8 +64,9 @@ def bound(record: dict[str, Any], facts: Facts) -> Product:
         return ceiling
     kept = product.from_spec({"process": record["process"]}, facts, product.EXEC)
     for dim in product.EXEC:
-        # Under a ceiling of TOP the host's owner takes nothing from this dimension, at exec as at create.
-        if dim.NAME in FROM_GRANTED and ceiling[dim.NAME] != dim.TOP:
+        # Under a ceiling of TOP the host's owner takes nothing from this dimension, at exec as at create; but where the
+        # record is lost, the limit is only a guess at what the ceiling was.
+        if dim.NAME in FROM_GRANTED and (ceiling[dim.NAME] != dim.TOP or "lost" in record):
             ceiling[dim.NAME] = dim.meet(ceiling[dim.NAME], kept[dim.NAME])
     return ceiling
 

@@ -32,12 +32,16 @@ def require_host_root() -> None:
 
 
 def launcher() -> str:
-    """Our own executable beside this package: <prefix>/bin/agentshim, or native/build/agentshim while developing."""
+    """Our own executable beside this package: <prefix>/bin/agentshim, or native/build/agentshim while developing.
+
+    HostError if it is in neither place.
+    """
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     for place in (f"{home}/native/build/agentshim", f"{os.path.dirname(os.path.dirname(home))}/bin/agentshim"):
         if os.access(place, os.X_OK):
             return place
-    return ""
+    todo = "install it anew"
+    raise HostError("gate", "launcher", "not found", f"one beside {home}", todo)
 
 
 def admitter(delegate: Delegate) -> Callable[[Any, Any, int], None]:

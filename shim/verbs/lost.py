@@ -28,6 +28,7 @@ def record(root: str, container: str, config: Config) -> dict[str, Any]:
         "policy": limit.name,
         "digest": limit.digest,
         "mode": config.mode,
+        "lost": True,
         "sections": limit.sections,
         "process": whole["process"],
         "pins": [],

@@ -34,8 +34,8 @@ class Directory:
         there = os.fstat(self.fd)
         roots = hostpaths.is_roots(there) or (shared and there.st_uid == 0 and bool(there.st_mode & stat.S_ISVTX))
         if not roots or not hostpaths.resolve(os.path.abspath(path))[1]:
-            todo = "make it and every directory above it root's, without write permission for group and others"
-            raise Refused("bundle", path, "a directory that others can change", "root alone", todo)
+            os.close(self.fd)
+            raise _changeable(path, there.st_uid)
 
     def read(self, name: str) -> tuple[bytes, os.stat_result]:
         """The content of the regular file `name` and its status. Invalid if it is missing, empty, too large, or not a
@@ -84,6 +84,13 @@ class Directory:
                 pass
             todo = "make room, or make the file system writable"
             raise HostError("bundle", f"{self.path}/{name}", reason(error), "a writable disk", todo) from None
+
+
+def _changeable(path: str, owner: int) -> Refused:
+    todo = "make it and every directory above it root's, without write permission for group and others"
+    if owner != 0:
+        todo += "; podman gives it to the mapped root with --uidmap or --userns: run without, or use dockerd's userns-remap"
+    return Refused("bundle", path, f"a directory of uid {owner} that others can change", "root alone", todo)
 
 
 def _fresh(name: str, flags: int, directory: int) -> int:

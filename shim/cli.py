@@ -28,16 +28,17 @@ class Context:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one call; returns only if it was ours to answer or was refused. Exit codes are runc's: 1, exec 255."""
+    """Runs one call; returns only if it was ours to answer or was refused. Exit codes are the delegate's."""
     context = Context(int(arguments[0]), arguments[1])
+    refused_exec = 1 if "crun" in arguments[2].rpartition("/")[2] else 255
     words = arguments[LAUNCHER_ARGUMENTS:]
     try:
         call = argv.parse(words)
         return _run(call, context)
     except ShimError as error:
-        return _fail(error, words)
+        return _fail(error, words, refused_exec)
     except RecursionError:
-        return _fail(Bug("cli", "recursion", "too deep", "a flat request", "report this; nothing was run"), words)
+        return _fail(Bug("cli", "recursion", "too deep", "a flat request", "report this; nothing was run"), words, refused_exec)
     except Exception as error:
         # A traceback would go to the container's own output; where it happened is enough to report it.
         trace = error.__traceback__
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
             trace = trace.tb_next
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
         asked = f"{type(error).__name__}: {error}"
-        return _fail(Bug("cli", where, asked, "no such error", "report this; nothing was run"), words)
+        return _fail(Bug("cli", where, asked, "no such error", "report this; nothing was run"), words, refused_exec)
 
 
 def _run(call: Call, context: Context) -> int:
@@ -74,14 +75,14 @@ def _run(call: Call, context: Context) -> int:
     return passed.run(call, context)
 
 
-def _fail(error: ShimError, words: list[str]) -> int:
-    """Says `error` once on stderr and once in the engine's log; the exit code that runc would give."""
+def _fail(error: ShimError, words: list[str], refused_exec: int) -> int:
+    """Says `error` once on stderr and once in the engine's log; the exit code that the delegate would give."""
     message = str(error)
     sys.stderr.write(message + "\n")
     log, is_json, verb = _intent(words)
     if log:
         _log(log, is_json, message)
-    return 255 if verb == "exec" else 1
+    return refused_exec if verb == "exec" else 1
 
 
 def _intent(words: list[str]) -> tuple[str, bool, str]:

@@ -6,6 +6,7 @@ Belongs here: running our Python part without the launcher, and reading the inte
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from dataclasses import dataclass
 from importlib.util import cache_from_source
@@ -77,7 +78,7 @@ def imported(verb: str, argv: list[str], container: Container, stdin: Path | Non
 
 
 def stale(library: Path) -> int:
-    """How many hot modules have no byte code that is as new as they: each is then compiled at every start (-B)."""
+    """How many hot modules have no byte code that Python will take: each is then compiled at every start (-B)."""
     sources = [
         file for room in ("shim", "hooks") for file in (library / room).rglob("*.py") if "cold" not in file.parts
     ]
@@ -85,8 +86,12 @@ def stale(library: Path) -> int:
 
 
 def _compiled(source: Path) -> bool:
-    made = Path(cache_from_source(str(source)))
-    return made.is_file() and made.stat().st_mtime >= source.stat().st_mtime
+    """PEP 552: a flag word of 0 is followed by the very mtime and size of the source; other words mean a hash."""
+    made, there = Path(cache_from_source(str(source))), source.stat()
+    if not made.is_file():
+        return False
+    _, flags, mtime, size = struct.unpack("<4sIII", made.read_bytes()[:16])
+    return bool(flags) or (mtime, size) == (int(there.st_mtime) & 0xFFFFFFFF, there.st_size & 0xFFFFFFFF)
 
 
 def _account(argv: list[str], cwd: Path, stdin: Path | None) -> list[tuple[int, str]]:

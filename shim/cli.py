@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 
 from shim import argv
@@ -38,7 +38,9 @@ def main(arguments: list[str]) -> int:
     except ShimError as error:
         return _fail(error, words, refused_exec)
     except RecursionError:
-        return _fail(Bug("cli", "recursion", "too deep", "a flat request", "report this; nothing was run"), words, refused_exec)
+        return _fail(
+            Bug("cli", "recursion", "too deep", "a flat request", "report this; nothing was run"), words, refused_exec
+        )
     except Exception as error:
         # A traceback would go to the container's own output; where it happened is enough to report it.
         trace = error.__traceback__
@@ -111,13 +113,13 @@ def _log(path: str, is_json: bool, message: str) -> None:
 
         line = wire.dumps({"level": "error", "msg": message, "time": now}) + b"\n"
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        fd = os.open(path, flags, 0o644)
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
+        fd = posix.open(path, flags, 0o644)
     except OSError:
         return  # the message is on stderr; there is no third place
     try:
-        os.write(fd, line)
+        posix.write(fd, line)
     except OSError:
         pass
     finally:
-        os.close(fd)
+        posix.close(fd)

@@ -6,7 +6,7 @@ Belongs here: what an error is and how it reads. Next door: `cli` turns one into
 from __future__ import annotations
 
 import errno
-import os
+import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Bug(ShimError):
 def reason(error: OSError) -> str:
     """Why the kernel said no, in words that podman does not take for an exit code of the container (126, 127)."""
     words = {errno.ENOENT: "not there", errno.EACCES: "not accessible", errno.EPERM: "not allowed by the kernel"}
-    return words.get(error.errno or 0, os.strerror(error.errno or 0))
+    return words.get(error.errno or 0, posix.strerror(error.errno or 0))
 
 
 def joined(refusals: Iterable[Refused]) -> Refused:

@@ -6,7 +6,7 @@ asks nothing itself.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from shim import hostpaths
 from shim.dim import invocation, mounts, namespaces, paths, rlimits
@@ -79,14 +79,14 @@ def gather(spec: Spec, bundle: str, asked: invocation.Invocation) -> Facts:
     facts = process_facts(asked)
     facts.bundle = bundle
     root = at(spec, "root.path", "")
-    root_path = os.path.join(bundle, root) if root else bundle
+    root_path = hostpaths.join(bundle, root) if root else bundle
     places = hostpaths.Places(bundle, root_path)
     if root:
         facts.sources[mounts.root_key(root)] = places.root(root_path)
     for mount in spec.get("mounts") or ():
         source = mount.get("source") or ""
         if mounts.is_bind(mount) and source not in facts.sources:
-            facts.sources[source] = places.classify(os.path.join(bundle, source) if source else "")
+            facts.sources[source] = places.classify(hostpaths.join(bundle, source) if source else "")
     for entry in at(spec, "linux.namespaces", ()):
         if entry.get("path"):
             facts.namespaces[entry["type"], entry["path"]] = _namespace(entry["type"], entry["path"])
@@ -140,12 +140,12 @@ def _namespace(kind: str, path: str) -> str:
     A path that is not there is an identity of its own: the delegate refuses it.
     """
     try:
-        there = os.stat(path)
+        there = posix.stat(path)
     except OSError:
         return "at:" + path
     for owner in ("self", "1"):
         try:
-            host = os.stat(f"/proc/{owner}/ns/{PROC_NAMES.get(kind, kind)}")
+            host = posix.stat(f"/proc/{owner}/ns/{PROC_NAMES.get(kind, kind)}")
         except OSError:
             continue
         if (host.st_dev, host.st_ino) == (there.st_dev, there.st_ino):
@@ -170,13 +170,13 @@ def _modules() -> tuple[tuple[str, ...], dict[str, str]]:
 def _read(path: str) -> bytes:
     """A file of /proc or /sys, b'' where it is not there."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return b""
     try:
         data = b""
-        while chunk := os.read(fd, 65536):
+        while chunk := posix.read(fd, 65536):
             data += chunk
         return data
     finally:
-        os.close(fd)
+        posix.close(fd)

@@ -8,11 +8,11 @@ a change of owner or mode changes ctime too. A file or directory that someone ot
 
 from __future__ import annotations
 
-import os
+import posix
 import time
-from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
+from _stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
 
-from shim import wire
+from shim import hostpaths, wire
 from shim.errors import HostError, Refused, ShimError
 from shim.lattice import Value
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ETC = "/etc/agentshim"
 VAR = "/var/lib/agentshim"
-PACKAGE = os.path.dirname(os.path.abspath(__file__))
+PACKAGE = hostpaths.split(hostpaths.absolute(__file__))[0]
 COMPILED = PACKAGE + "/policies/compiled"
 
 FORMAT = 1  # of compiled forms; another one is compiled anew
@@ -179,16 +179,16 @@ def check_chain(directory: str) -> None:
         raise HostError("policy", directory, "not a directory, or a link", "a directory", "make it a directory")
     _check_owner(directory, st, 0o022)
     while directory != "/":
-        directory = os.path.dirname(directory)
+        directory = hostpaths.split(directory)[0]
         st = _lstat(directory)
         if S_ISLNK(st.st_mode):  # /var or /var/lib may lie elsewhere: both ways to it count
             _check_owner(directory, st, 0)
-            check_chain(os.path.realpath(directory))
+            check_chain(hostpaths.real(directory))
         else:
             _check_owner(directory, st, 0 if st.st_mode & S_ISVTX else 0o022)
 
 
-def check_file(path: str, st: os.stat_result) -> None:
+def check_file(path: str, st: posix.stat_result) -> None:
     """HostError unless `st` is of a regular file that only root can change."""
     if not S_ISREG(st.st_mode):
         todo = "put the file itself there (a symbolic link, FIFO or directory is not read)"
@@ -196,12 +196,12 @@ def check_file(path: str, st: os.stat_result) -> None:
     _check_owner(path, st, 0o022)
 
 
-def record(st: os.stat_result) -> list[int]:
+def record(st: posix.stat_result) -> list[int]:
     """What must stay the same for a compiled form to stay true."""
     return [st.st_mtime_ns, st.st_ctime_ns, st.st_size, st.st_ino]
 
 
-def _check_owner(path: str, st: os.stat_result, forbidden: int) -> None:
+def _check_owner(path: str, st: posix.stat_result, forbidden: int) -> None:
     if st.st_uid not in OWNERS and not (st.st_uid == OVERFLOW and _is_namespaced()):
         raise HostError("policy", path, f"owner uid {st.st_uid}", "owner root", f"chown root:root {path}")
     if st.st_mode & forbidden:
@@ -223,7 +223,7 @@ def _is_namespaced() -> bool:
 def _fresh(form: dict[str, Any]) -> bool:
     """Whether every source is as it was when the form was made."""
     try:
-        return all(record(os.lstat(path)) == then for path, then in form["source"].items())
+        return all(record(posix.lstat(path)) == then for path, then in form["source"].items())
     except OSError:
         return False
 
@@ -232,8 +232,8 @@ def _stored(var: str, name: str) -> dict[str, Any] | None:
     """The compiled form at `var` + `name`; None where there is none, or where others could have written it."""
     path = var + name
     try:
-        check_chain(os.path.dirname(path))
-        check_file(path, os.lstat(path))
+        check_chain(hostpaths.split(path)[0])
+        check_file(path, posix.lstat(path))
     except (HostError, OSError):
         return None
     return _read(path)
@@ -242,25 +242,25 @@ def _stored(var: str, name: str) -> dict[str, Any] | None:
 def _read(path: str) -> dict[str, Any] | None:
     """The form in a file; None where it is missing, torn or of another format: it will be made anew."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     except OSError:
         return None
     try:
         data = b""
-        while block := os.read(fd, 1 << 18):
+        while block := posix.read(fd, 1 << 18):
             data += block
         form = wire.loads(data, "policy", path)
     except (OSError, ShimError):
         return None
     finally:
-        os.close(fd)
+        posix.close(fd)
     return form if isinstance(form, dict) and form.get("format") == FORMAT else None
 
 
 def _exists(path: str) -> bool:
     """Whether something is at `path`, a dangling link included. HostError where the kernel does not say."""
     try:
-        os.lstat(path)
+        posix.lstat(path)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -268,9 +268,9 @@ def _exists(path: str) -> bool:
     return True
 
 
-def _lstat(path: str) -> os.stat_result:
+def _lstat(path: str) -> posix.stat_result:
     try:
-        return os.lstat(path)
+        return posix.lstat(path)
     except OSError as error:
         raise _unreadable(path, error) from None
 

@@ -6,7 +6,7 @@ Belongs here: everything that reaches the delegate and is no file. Next door: `a
 from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enum: 3 ms
-import os
+import posix
 
 from shim import hostpaths
 from shim.argv import Call, canonical
@@ -42,13 +42,13 @@ class Delegate:
         """HostError unless `path` is a program of root's that nobody else can change."""
         todo = "install runc, or name a delegate in /etc/agentshim/config.toml that only root can change"
         try:
-            there = os.stat(path)
+            there = posix.stat(path)
         except OSError as error:
             raise HostError("delegate", path, reason(error), "an executable of root's", todo) from None
         if not hostpaths.program(path) or not there.st_mode & 0o111:
             raise HostError("delegate", path, "no program that only root can change", "one", todo)
         self.path = path
-        self.kind = "crun" if "crun" in os.path.basename(path) else "runc"
+        self.kind = "crun" if "crun" in hostpaths.split(path)[1] else "runc"
         self.identity = f"{path}:{there.st_dev}:{there.st_ino}:{there.st_mtime_ns}:{there.st_size}"
 
 
@@ -60,7 +60,7 @@ def find(config: Config) -> Delegate:
             raise Refused("delegate", "path", config.delegate, ", ".join(config.delegates), todo)
         return Delegate(config.delegate)
     for path in PLACES:
-        if os.path.lexists(path):
+        if hostpaths.exists(path):
             return Delegate(path)
     todo = "install runc, or name a delegate in /etc/agentshim/config.toml"
     raise HostError("delegate", "path", "none", f"one of {', '.join(PLACES)}", todo)
@@ -68,13 +68,13 @@ def find(config: Config) -> Delegate:
 
 def environment() -> dict[bytes, bytes]:
     """The environment as execve gave it to us: /proc/self/environ is not changed by Python's own LC_CTYPE."""
-    fd = os.open("/proc/self/environ", os.O_RDONLY | os.O_CLOEXEC)
+    fd = posix.open("/proc/self/environ", posix.O_RDONLY | posix.O_CLOEXEC)
     try:
         data = b""
-        while chunk := os.read(fd, 1 << 16):
+        while chunk := posix.read(fd, 1 << 16):
             data += chunk
     finally:
-        os.close(fd)
+        posix.close(fd)
     pairs = (entry.partition(b"=") for entry in data.split(b"\0") if b"=" in entry)
     return {name: value for name, _, value in pairs if name}
 
@@ -124,7 +124,7 @@ def execute(delegate: Delegate, call: Call, env: dict[bytes, bytes], granted: In
     for bit, number in IGNORED:
         signal.signal(number, signal.SIG_IGN if was_ignored & bit else signal.SIG_DFL)
     try:
-        os.execve(delegate.path, [delegate.path, *canonical(call, delegate.kind)], env)
+        posix.execve(delegate.path, [delegate.path, *canonical(call, delegate.kind)], env)
     except OSError as error:
         todo = "check the delegate's file"
         raise HostError("delegate", delegate.path, reason(error), "an executable", todo) from None

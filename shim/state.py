@@ -8,10 +8,10 @@ the next create of that id, and swept up by any other create. So `delete` has no
 from __future__ import annotations
 
 import fcntl
-import os
+import posix
 from _blake2 import blake2b
 
-from shim import bundle, wire
+from shim import bundle, hostpaths, wire
 from shim.errors import HostError, Refused, ShimError, reason
 
 TYPE_CHECKING = False
@@ -30,10 +30,10 @@ def root_of(root: str | None, kind: str, environment: dict[bytes, bytes]) -> str
     runc(8): /run/runc, or $XDG_RUNTIME_DIR/runc for others than root; crun(1): $XDG_RUNTIME_DIR/crun, else /run/crun.
     """
     if root:
-        return os.path.realpath(root)
-    runtime = os.fsdecode(environment.get(b"XDG_RUNTIME_DIR", b""))
-    honoured = runtime and (kind == "crun" or os.geteuid() != 0)
-    return os.path.realpath(f"{runtime if honoured else '/run'}/{kind}")
+        return hostpaths.real(root)
+    runtime = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
+    honoured = runtime and (kind == "crun" or posix.geteuid() != 0)
+    return hostpaths.real(f"{runtime if honoured else '/run'}/{kind}")
 
 
 def claim(root: str, container: str, record: dict[str, Any], asked: bytes) -> None:
@@ -47,7 +47,7 @@ def claim(root: str, container: str, record: dict[str, Any], asked: bytes) -> No
         "version": VERSION,
         "root": root,
         "id": container,
-        "pid": os.getpid(),
+        "pid": posix.getpid(),
         "started": _started("self"),
         **record,
     }
@@ -57,16 +57,16 @@ def claim(root: str, container: str, record: dict[str, Any], asked: bytes) -> No
         if _in_use(root, container, _load(directory, name)):
             todo = "choose another id, or delete that container first"
             raise Refused("state", "id", container, "container with given ID already exists", todo)
-        directory.replace(name + ASKED, asked, os.fstat(lock))
-        directory.replace(name + RECORD, wire.dumps(full), os.fstat(lock))
+        directory.replace(name + ASKED, asked, posix.fstat(lock))
+        directory.replace(name + RECORD, wire.dumps(full), posix.fstat(lock))
         _sweep(directory, name)
     finally:
-        os.close(lock)
+        posix.close(lock)
 
 
 def load(root: str, container: str) -> dict[str, Any] | None:
     """The record of a container, None if there is none or it is of another version."""
-    if not os.path.isdir(DIRECTORY):
+    if not hostpaths.exists(DIRECTORY):
         return None
     return _load(_directory(), _name(root, container))
 
@@ -78,7 +78,7 @@ def asked(root: str, container: str) -> bytes:
 
 def records() -> list[dict[str, Any]]:
     """All records of containers that are there or being created."""
-    if not os.path.isdir(DIRECTORY):
+    if not hostpaths.exists(DIRECTORY):
         return []
     directory = _directory()
     loaded = [_load(directory, name) for name in _names(directory)]
@@ -90,10 +90,10 @@ def scratch(data: bytes) -> str:
     directory = _directory()
     lock = _locked()
     try:
-        name = f"process-{os.getpid()}-{_started('self')}"
-        directory.replace(name, data, os.fstat(lock))
+        name = f"process-{posix.getpid()}-{_started('self')}"
+        directory.replace(name, data, posix.fstat(lock))
     finally:
-        os.close(lock)
+        posix.close(lock)
     return f"{DIRECTORY}/{name}"
 
 
@@ -103,7 +103,7 @@ def _name(root: str, container: str) -> str:
 
 def _directory() -> bundle.Directory:
     try:
-        os.mkdir(DIRECTORY, 0o700)
+        posix.mkdir(DIRECTORY, 0o700)
     except FileExistsError:
         pass
     except OSError as error:
@@ -114,7 +114,7 @@ def _directory() -> bundle.Directory:
 def _locked() -> int:
     """A descriptor that holds the lock until it is closed; the kernel frees it if we are killed."""
     try:
-        fd = os.open(f"{DIRECTORY}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = posix.open(f"{DIRECTORY}/lock", posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError("state", DIRECTORY, reason(error), "a writable /run", "make /run writable for root") from None
     fcntl.flock(fd, fcntl.LOCK_EX)
@@ -131,7 +131,7 @@ def _load(directory: bundle.Directory, name: str) -> dict[str, Any] | None:
 
 
 def _in_use(root: str, container: str, record: dict[str, Any] | None) -> bool:
-    if os.path.lexists(f"{root}/{container}"):
+    if hostpaths.exists(f"{root}/{container}"):
         return True
     if record is None:
         return False
@@ -141,31 +141,31 @@ def _in_use(root: str, container: str, record: dict[str, Any] | None) -> bool:
 def _started(pid: str) -> int:
     """When a process was started, in clock ticks since boot (proc_pid_stat(5), field 22); 0 if it is gone."""
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        fd = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return 0
     try:
-        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+        return int(posix.read(fd, 4096).rpartition(b")")[2].split()[19])
     except OSError:
         return 0
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def _names(directory: bundle.Directory) -> list[str]:
-    return sorted(name[: -len(RECORD)] for name in os.listdir(directory.fd) if name.endswith(RECORD))
+    return sorted(name[: -len(RECORD)] for name in posix.listdir(directory.fd) if name.endswith(RECORD))
 
 
 def _sweep(directory: bundle.Directory, kept: str) -> None:
     names = [name for name in _names(directory) if name != kept]
     # A moving window, chosen by our number: no list of what was looked at has to be kept.
-    start = os.getpid() % len(names) if len(names) > SWEEP else 0
+    start = posix.getpid() % len(names) if len(names) > SWEEP else 0
     for name in (names[start:] + names[:start])[:SWEEP]:
         record = _load(directory, name)
         if record is None or not _in_use(record["root"], record["id"], record):
             _unlink(directory, name + RECORD)
             _unlink(directory, name + ASKED)
-    for name in os.listdir(directory.fd):
+    for name in posix.listdir(directory.fd):
         kind, _, rest = name.partition("-")
         pid, _, started = rest.partition("-")
         if kind == "process" and str(_started(pid)) != started:
@@ -174,6 +174,6 @@ def _sweep(directory: bundle.Directory, kept: str) -> None:
 
 def _unlink(directory: bundle.Directory, name: str) -> None:
     try:
-        os.unlink(name, dir_fd=directory.fd)
+        posix.unlink(name, dir_fd=directory.fd)
     except FileNotFoundError:
         pass

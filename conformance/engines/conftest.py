@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from conformance.columns import Column, chosen, missing
+from conformance.engines import containerd as containerd_
+from conformance.engines import dockerd as dockerd_
 from conformance.engines import harness, images
+from conformance.engines import podman as podman_
 from conformance.room import Result, Room
 
 
@@ -35,35 +38,46 @@ def needs(*tools: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def dockerd(the_room: Room, archive: Callable[[str], Path]) -> Iterator[harness.Docker]:
+def dockerd(the_room: Room, archive: Callable[[str], Path]) -> Iterator[dockerd_.Docker]:
     """A dockerd of our own."""
     needs("dockerd", "docker", "containerd", "runc")
-    with harness.docker(the_room, archive) as engine:
+    with dockerd_.docker(the_room, archive) as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
-def remapped(the_room: Room, archive: Callable[[str], Path]) -> Iterator[harness.Docker]:
+def remapped(the_room: Room, archive: Callable[[str], Path]) -> Iterator[dockerd_.Docker]:
     """A dockerd with userns-remap: root in its containers is an unprivileged user of the host."""
     needs("dockerd", "docker", "containerd", "runc", "useradd")
     assert the_room.run(["useradd", "--no-create-home", "ascremap"]).code == 0
-    with harness.docker(the_room, archive, "u", **{"userns-remap": "ascremap:ascremap"}) as engine:
+    with dockerd_.docker(the_room, archive, "u", **{"userns-remap": "ascremap:ascremap"}) as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
-def containerd(the_room: Room, archive: Callable[[str], Path]) -> Iterator[harness.Containerd]:
+def containerd(the_room: Room, archive: Callable[[str], Path]) -> Iterator[containerd_.Containerd]:
     """A containerd of our own."""
     needs("containerd", "ctr", "runc")
-    with harness.containerd(the_room, archive) as engine:
+    with containerd_.containerd(the_room, archive) as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
-def podman(the_room: Room, archive: Callable[[str], Path]) -> Iterator[harness.Podman]:
+def podman(the_room: Room, archive: Callable[[str], Path]) -> Iterator[podman_.Podman]:
     """podman on storage of our own."""
     needs("podman", "conmon", "runc")
-    with harness.podman(the_room, archive) as engine:
+    with podman_.podman(the_room, archive) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def rootless(the_room: Room, archive: Callable[[str], Path]) -> Iterator[podman_.Podman]:
+    """podman as an ordinary user; skips loudly where this host gives users no namespaces."""
+    needs("podman", "conmon", "runc", "useradd", "setpriv", "newuidmap")
+    with podman_.rootless(the_room, archive) as engine:
+        probe = engine.do("unshare", "true")
+        if probe.code != 0:
+            pytest.skip(f"SKIPPED LOUDLY: no rootless podman here: {probe.err}")
         yield engine
 
 

@@ -16,7 +16,8 @@ from conformance import cgroup, evidence, expect
 from conformance.columns import AGENT, COLUMNS, Column
 from conformance.engines.asks import HOST, Oracle, agrees, refused
 from conformance.engines.checklist import NODE_PROGRAM, PYTHON_PROGRAM, SLEEP, TERMINAL
-from conformance.engines.harness import BUSYBOX, NODE, PYTHON, Containerd
+from conformance.engines.containerd import Containerd
+from conformance.engines.harness import BUSYBOX, NODE, PYTHON
 from conformance.engines.terminal import Terminal
 from conformance.room import Result, wait_for
 

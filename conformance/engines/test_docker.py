@@ -11,7 +11,8 @@ from conformance import evidence, expect
 from conformance.columns import COLUMNS, Column
 from conformance.engines.asks import HOST, Asks, look
 from conformance.engines.checklist import SLEEP, Checklist
-from conformance.engines.harness import BUSYBOX, Docker
+from conformance.engines.dockerd import Docker
+from conformance.engines.harness import BUSYBOX
 from conformance.engines.images import tool
 from conformance.room import wait_for
 

@@ -10,8 +10,9 @@ from conformance import evidence, expect
 from conformance.columns import Column, path_of
 from conformance.engines.asks import HOST, Asks, look
 from conformance.engines.checklist import SLEEP, Checklist
-from conformance.engines.harness import BUSYBOX, Podman
+from conformance.engines.harness import BUSYBOX
 from conformance.engines.images import tool
+from conformance.engines.podman import Podman
 
 pytestmark = pytest.mark.engine
 

@@ -148,7 +148,9 @@ def compiled(jobs: list[tuple[dict[str, Any], int]], machine: str, seconds: floa
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     if data is None:
-        raise Invalid("seccomp", "linux.seccomp.syscalls", f"libseccomp took {seconds} s", "an end", "simplify the rules")
+        raise Invalid(
+            "seccomp", "linux.seccomp.syscalls", f"libseccomp took {seconds} s", "an end", "simplify the rules"
+        )
     if not data:
         raise HostError("seccomp", "libseccomp", "it crashed", "a program", "simplify the profile's rules")
     found: Any = marshal.loads(data)

@@ -50,12 +50,13 @@ def meet(a: Profile, b: Profile) -> Profile:
         return known
     from shim.seccomp import emit, model  # a cache hit does without
 
-    # Engines create a bundle again that we have lowered before: it stays as it is, to the letter.
+    host = machine()
+    # Engines create a bundle again that we have lowered before: it stays as it is, to the letter. Only what is in our own
+    # canonical form may: the meaning of any other JSON is rounded towards deny, the JSON itself is not.
     for side, other in ((a, b), (b, a)):
-        if model.leq(side.model, other.model):
+        if model.leq(side.model, other.model) and emit.emit(side.model, host) == side.raw:
             return side
-    raw = emit.emit(model.meet(a.model, b.model), machine())
-    return next((side for side in (a, b) if side.raw == raw), None) or Profile(raw)
+    return Profile(emit.emit(model.meet(a.model, b.model), host))
 
 
 def instant(a: Profile, b: Profile) -> Profile | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import marshal
-import os
+import posix
 
 from shim.errors import HostError, reason
 from shim.seccomp.profile import FORMAT, Profile, digest
@@ -25,44 +25,44 @@ _LIMIT = 4 << 20  # bytes: a profile of 4,096 rules takes 0.5 MiB
 def load(directory: str, key: str) -> Profile | None:
     """The profile that was stored under `key`, with its proof; None where there is none that we can trust."""
     try:
-        above = os.stat(directory, follow_symlinks=False)
-        fd = os.open(f"{directory}/{key}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        above = posix.stat(directory, follow_symlinks=False)
+        fd = posix.open(f"{directory}/{key}", posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK)
     except OSError:
         return None
     try:
-        facts = os.fstat(fd)
+        facts = posix.fstat(fd)
         if not (_ours(above, 0o040000) and _ours(facts, 0o100000) and facts.st_size <= _LIMIT):
             return None
-        data = os.read(fd, facts.st_size + 1)
+        data = posix.read(fd, facts.st_size + 1)
     except OSError:
         return None
     finally:
-        os.close(fd)
+        posix.close(fd)
     return _decode(data, key)
 
 
 def store(directory: str, key: str, profile: Profile, proof: dict[str, Any]) -> None:
     """Keep `profile` under `key`, whole or not at all. HostError where the directory is not as it must be."""
     try:
-        os.mkdir(directory, 0o700)
+        posix.mkdir(directory, 0o700)
     except FileExistsError:
         pass
     except OSError as error:
         raise _host(directory, error) from error
-    above = os.stat(directory, follow_symlinks=False)
+    above = posix.stat(directory, follow_symlinks=False)
     if not _ours(above, 0o040000):
         raise HostError("seccomp", directory, oct(above.st_mode), "a directory of root, mode 0700", "remove it")
     body = marshal.dumps((profile.raw, profile.digest, proof), 2)
     data = _MAGIC + digest(key.encode(), body).encode() + body
-    part = f"{directory}/.{key}.{os.getpid()}"
+    part = f"{directory}/.{key}.{posix.getpid()}"
     try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = posix.open(part, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
         try:
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if posix.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, posix.strerror(errno.ENOSPC))
         finally:
-            os.close(fd)
-        os.rename(part, f"{directory}/{key}")
+            posix.close(fd)
+        posix.rename(part, f"{directory}/{key}")
     except OSError as error:
         _drop(part)
         raise _host(directory, error) from error
@@ -79,14 +79,14 @@ def _decode(data: bytes, key: str) -> Profile | None:
     return profile
 
 
-def _ours(facts: os.stat_result, kind: int) -> bool:
+def _ours(facts: posix.stat_result, kind: int) -> bool:
     """Of the kind (S_IFMT), owned by us (root in production), and closed to group and others for writing."""
-    return facts.st_mode & 0o170000 == kind and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
+    return facts.st_mode & 0o170000 == kind and facts.st_uid == posix.geteuid() and not facts.st_mode & 0o022
 
 
 def _drop(path: str) -> None:
     try:
-        os.unlink(path)
+        posix.unlink(path)
     except OSError:
         pass
 

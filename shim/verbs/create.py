@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
-from shim import argv, bundle, kernel, plan, policy, product, runc, spec, state, wire
+from shim import argv, bundle, hostpaths, kernel, plan, policy, product, runc, spec, state, wire
 from shim.dim import mounts
 from shim.verbs import gate
 
@@ -31,13 +31,13 @@ def run(call: Call, context: Context) -> int:
     config = policy.config()
     delegate = runc.find(config)
     env = runc.environment()
-    directory = bundle.Directory(str(call.options.get("bundle") or os.getcwd()))
+    directory = bundle.Directory(str(call.options.get("bundle") or posix.getcwd()))
     data, status = directory.read(CONFIG)
     asked, dropped = spec.check(wire.loads(data, "bundle", CONFIG), config.unknown_keys)
     chosen = policy.load(policy.select(config, context.execfn, asked.get("annotations") or {}), config)
 
     invocation = runc.asked(env, call)
-    facts = kernel.gather(asked, os.path.realpath(directory.path), invocation)
+    facts = kernel.gather(asked, hostpaths.real(directory.path), invocation)
     facts.launcher = gate.launcher()
     ceiling = product.from_policy(chosen.sections)
     # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
@@ -57,8 +57,8 @@ def run(call: Call, context: Context) -> int:
 def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: list[Any]) -> dict[str, Any]:
     process = made.spec.get("process") or {}
     return {
-        "bundle": os.path.realpath(path),
-        "rootfs": os.path.realpath(os.path.join(path, made.spec["root"]["path"])),
+        "bundle": hostpaths.real(path),
+        "rootfs": hostpaths.real(hostpaths.join(path, made.spec["root"]["path"])),
         "policy": chosen.name,
         "digest": chosen.digest,
         "mode": config.mode,

@@ -6,9 +6,7 @@ Engines build process.json from their own copy of the spec: after a shim that wa
 
 from __future__ import annotations
 
-import os
-
-from shim import argv, bundle, kernel, plan, policy, product, runc, spec, state, wire
+from shim import argv, bundle, hostpaths, kernel, plan, policy, product, runc, spec, state, wire
 from shim.argv import Call
 from shim.dim import capabilities
 from shim.errors import Invalid
@@ -75,10 +73,10 @@ def _asked(call: Call, record: dict[str, Any], unknown: str) -> tuple[dict[str, 
     """The process that is asked, and the path of the file it came from ('' if it came from options)."""
     path = call.options.get("process")
     if path:
-        directory, name = os.path.split(os.path.abspath(str(path)))
+        directory, name = hostpaths.split(hostpaths.absolute(str(path)))
         data, _ = bundle.Directory(directory, shared=True).read(name)
         process, _ = spec.check_process(wire.loads(data, "exec", name), unknown)
-        return process, os.path.join(directory, name)
+        return process, hostpaths.join(directory, name)
     data, _ = bundle.Directory(record["bundle"]).read("config.json")
     whole, _ = spec.check(wire.loads(data, "exec", "config.json"), unknown)
     return _from_options(whole["process"], call), ""
@@ -122,7 +120,7 @@ def _written(data: bytes, place: str) -> str:
     """`data` where the engine will remove it: in place of its own file, or among our records."""
     if not place:
         return state.scratch(data)
-    directory, name = os.path.split(place)
+    directory, name = hostpaths.split(place)
     opened = bundle.Directory(directory, shared=True)
     before, status = opened.read(name)
     if before != data:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
-from shim import policy
+from shim import hostpaths, policy
 from shim.dim import seccomp
 from shim.errors import HostError, Refused
 from shim.seccomp import cache
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 def require_host_root() -> None:
     """Refused for a rootless engine: its files look like nobody's in here, so whose they are cannot be checked."""
-    fd = os.open("/proc/self/uid_map", os.O_RDONLY | os.O_CLOEXEC)
+    fd = posix.open("/proc/self/uid_map", posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        words = os.read(fd, 256).split()
+        words = posix.read(fd, 256).split()
     finally:
-        os.close(fd)
-    if os.geteuid() == 0 and words[:3] == [b"0", b"0", b"4294967295"]:
+        posix.close(fd)
+    if posix.geteuid() == 0 and words[:3] == [b"0", b"0", b"4294967295"]:
         return
-    asked = f"uid {os.geteuid()} in a user namespace" if words[2:3] != [b"4294967295"] else f"uid {os.geteuid()}"
+    asked = f"uid {posix.geteuid()} in a user namespace" if words[2:3] != [b"4294967295"] else f"uid {posix.geteuid()}"
     todo = "run the engine as root (podman: sudo podman), or keep a rootless engine on its own runtime"
     raise Refused("user", "rootless", asked, "root of the host", todo)
 
@@ -36,9 +36,9 @@ def launcher() -> str:
 
     HostError if it is in neither place.
     """
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    for place in (f"{home}/native/build/agentshim", f"{os.path.dirname(os.path.dirname(home))}/bin/agentshim"):
-        if os.access(place, os.X_OK):
+    home = hostpaths.absolute(__file__).rpartition("/shim/")[0]
+    for place in (f"{home}/native/build/agentshim", f"{home.rpartition('/lib/')[0]}/bin/agentshim"):
+        if posix.access(place, posix.X_OK):
             return place
     todo = "install it anew"
     raise HostError("gate", "launcher", "not found", f"one beside {home}", todo)
@@ -66,7 +66,8 @@ def admitter(delegate: Delegate) -> Callable[[Any, Any, int], None]:
 def _keep(directory: str, key: str, granted: Any, proof: dict[str, Any]) -> None:
     """Stores a proved meet. A disk that takes none makes the next start slow, not unsafe: it will prove again."""
     try:
-        os.makedirs(os.path.dirname(directory), 0o755, exist_ok=True)
+        if not hostpaths.exists(policy.VAR):
+            posix.mkdir(policy.VAR, 0o755)
         cache.store(directory, key, granted, proof)
     except (OSError, HostError):
         pass

@@ -7,7 +7,7 @@ link out of its root, must have the device and inode that `create` saw. A failur
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 
 from shim import state, wire
@@ -29,20 +29,20 @@ def run(call: Call) -> int:
     told = wire.loads(sys.stdin.buffer.read(), "hook", "state")
     pid = int(told["pid"])  # type: ignore[index]
     # Not yet pivoted: the container's root is still a path below the init's.
-    inside = os.open(f"/proc/{pid}/root{record['rootfs']}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    inside = posix.open(f"/proc/{pid}/root{record['rootfs']}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     try:
         for destination, device, inode in record["pins"]:
             found = _open_inside(inside, destination)
             try:
-                there = os.fstat(found)
+                there = posix.fstat(found)
             finally:
-                os.close(found)
+                posix.close(found)
             if (there.st_dev, there.st_ino) != (device, inode):
                 asked = f"device {there.st_dev} inode {there.st_ino}"
                 todo = "its source was exchanged while the container was made: find out by whom, then try again"
                 raise Refused("mounts", destination, asked, f"device {device} inode {inode}", todo)
     finally:
-        os.close(inside)
+        posix.close(inside)
     return 0
 
 
@@ -53,8 +53,8 @@ def _open_inside(root: int, path: str) -> int:
     site.enable()
     from shim._sys import lib
 
-    fd = lib.shim_openat2(root, path.encode(), os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT)
+    fd = lib.shim_openat2(root, path.encode(), posix.O_PATH | posix.O_CLOEXEC, 0, RESOLVE_IN_ROOT)
     if fd < 0:
         todo = "check that the delegate mounted it"
-        raise HostError("hook", path, os.strerror(-fd), "the mounted source", todo)
+        raise HostError("hook", path, posix.strerror(-fd), "the mounted source", todo)
     return fd

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
-from shim import argv, bundle, kernel, policy, runc, spec, state, wire
+from shim import argv, bundle, hostpaths, kernel, policy, runc, spec, state, wire
 from shim.argv import Call
 from shim.dim import resources
 from shim.errors import Bug, Invalid, Refused
@@ -74,12 +74,12 @@ def _asked(call: Call, unknown: str) -> dict[str, Any]:
         return _from_options(call.options)
     if source == "-":
         data = b""
-        while chunk := os.read(0, 1 << 16):
+        while chunk := posix.read(0, 1 << 16):
             data += chunk
             if len(data) > bundle.LIMIT:
                 raise Invalid("update", "resources", "an endless stream", f"at most {bundle.LIMIT} bytes", "send less")
     else:
-        directory, name = os.path.split(os.path.abspath(str(source)))
+        directory, name = hostpaths.split(hostpaths.absolute(str(source)))
         data, _ = bundle.Directory(directory, shared=True).read(name)
     asked, _ = spec.check_resources(wire.loads(data, "update", "resources"), unknown)
     return asked
@@ -119,12 +119,12 @@ def _to_stdin(data: bytes) -> None:
     """Descriptor 0 becomes a sealed copy of `data`: nobody can change it between our check and the delegate's read."""
     import fcntl
 
-    fd = os.memfd_create("resources", os.MFD_ALLOW_SEALING)
-    os.write(fd, data)
-    os.lseek(fd, 0, os.SEEK_SET)
+    fd = posix.memfd_create("resources", posix.MFD_ALLOW_SEALING)
+    posix.write(fd, data)
+    posix.lseek(fd, 0, 0)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    os.dup2(fd, 0)
-    os.close(fd)
+    posix.dup2(fd, 0)
+    posix.close(fd)
 
 
 def _number(option: str, text: str) -> int:

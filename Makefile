@@ -70,6 +70,7 @@ native/build/.whole: $(NATIVE) $(STAMP)
 # The launcher passes -B: byte code is made here, or every start of the development tree would compile 30 modules.
 define bytecode
 	@$(PYTHON) -I -m compileall -q shim hooks
+	@$(PYTHON) -I -S -X no_debug_ranges shim/cold/hotfile.py
 endef
 
 launcher: packages-demo
@@ -107,6 +108,7 @@ install: build
 		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cold"])')
 	cd $(NEW) && $(PYTHON) -I -m compileall -q --invalidation-mode unchecked-hash \
 		-s $(NEW) -p $(LIBDIR) .
+	$(PYTHON) -I -S -X no_debug_ranges $(NEW)/shim/cold/hotfile.py
 	echo $(PYTHON) > $(NEW)/python
 	echo $(LIBDIR)/site-packages > $(NEW)/site
 	chmod -R u=rwX,go=rX $(NEW)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("conformance.engines.asks", "conformance.engines.checklist", "conformance.oci.spy")
-
 from conformance.columns import Column, chosen, furnish, missing
 from conformance.room import Room, room
+
+pytest.register_assert_rewrite("conformance.engines.asks", "conformance.engines.checklist", "conformance.oci.spy")
 
 MARKERS = (
     "engine: needs dockerd, containerd or podman, and root",

@@ -32,7 +32,7 @@ try user-namespace unshare -U true
 try chroot chroot / true
 try core-pattern sh -c ': >> /proc/sys/kernel/core_pattern'
 try sysrq sh -c ': >> /proc/sysrq-trigger'
-c=/sys/fs/cgroup; [ -e $c/cgroup.controllers ] || c=$c/pids # with v1 the directory above is a tmpfs of the container's own
+c=/sys/fs/cgroup; [ -e $c/cgroup.controllers ] || c=$c/pids  # v1: above is a tmpfs of the container's own
 try cgroup-write mkdir $c/asc.probe
 try nice nice -n -5 true
 try kcore sh -c 'head -c 16 /proc/kcore | grep -q .'

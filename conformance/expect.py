@@ -11,7 +11,8 @@ from typing import Any
 from conformance.columns import Ceiling
 from conformance.evidence import Evidence
 
-REFUSAL = re.compile(r"\b[a-z_]+: [^\n]+: asked [^\n]+, ceiling [^\n]+: [^\n]+")  # room: key: asked X, ceiling Y: what to do
+# room: key: asked X, ceiling Y: what to do
+REFUSAL = re.compile(r"\b[a-z_]+: [^\n]+: asked [^\n]+, ceiling [^\n]+: [^\n]+")
 
 
 def excess(found: Evidence, ceiling: Ceiling, host: dict[str, int]) -> list[str]:
@@ -49,6 +50,7 @@ def normal(found: Evidence, host: dict[str, int]) -> dict[str, Any]:
         "caps": found.caps,
         "no_new_privs": found.no_new_privs,
         "seccomp": found.status["Seccomp"],
+        "signals": (found.status["SigBlk"], found.status["SigIgn"]),
         "ids": (found.status["Uid"], found.status["Gid"], found.status["Groups"]),
         "mounts": {point: (one.kind, sorted(one.options), _anonymous(one.root)) for point, one in found.mounts.items()},
         "host namespaces": sorted(found.shared_with(host)),

@@ -174,7 +174,10 @@ echo ready; read -r _ || true
 
 @contextmanager
 def room(prefix: str = "asc-") -> Iterator[Room]:
-    """Make a room under the temporary directory (short: a socket path holds 108 bytes) and remove all of it afterwards."""
+    """Make a room under the temporary directory, and remove all of it afterwards.
+
+    Its path is short, since a socket's path holds 108 bytes, and of root's alone, since agentshim wants bundles so.
+    """
     base = Path(tempfile.mkdtemp(prefix=prefix, dir=os.environ.get("CONFORMANCE_TMP", "/tmp")))
     base.chmod(0o711)  # userns-remapped and rootless users traverse it
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP]

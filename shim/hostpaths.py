@@ -66,17 +66,20 @@ ENGINE_FILES = ("resolv.conf", "hostname", "hosts", ".containerenv", "passwd", "
 
 class Source(Value):
     """`kind`: a class of dim.mounts; `real`: the path without links; `dev`, `ino`: its identity, 0 where it is not
-    there; `steady`: nobody but root can put something else in its place.
+    there; `steady`: nobody but root can put something else in its place; `directory`: others may be mounted below it.
     """
 
-    __slots__ = ("kind", "real", "dev", "ino", "steady")
+    __slots__ = ("kind", "real", "dev", "ino", "steady", "directory")
 
-    def __init__(self, kind: str, real: str, dev: int = 0, ino: int = 0, steady: bool = True) -> None:
+    def __init__(
+        self, kind: str, real: str, dev: int = 0, ino: int = 0, steady: bool = True, directory: bool = True
+    ) -> None:
         self.kind = kind
         self.real = real
         self.dev = dev
         self.ino = ino
         self.steady = steady
+        self.directory = directory
 
 
 class Places:
@@ -99,7 +102,8 @@ class Places:
             there = posix.stat(found)
         except OSError:
             return Source("missing", found)
-        return Source(self._kind(found, there.st_mode), found, there.st_dev, there.st_ino, steady)
+        kind, directory = self._kind(found, there.st_mode), stat.S_ISDIR(there.st_mode)
+        return Source(kind, found, there.st_dev, there.st_ino, steady, directory)
 
     def root(self, path: str) -> Source:
         """What a root file system is: 'authority' if it contains what is not lent or is part of the host's own."""

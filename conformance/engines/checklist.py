@@ -7,6 +7,10 @@ Subclasses in test_docker.py and test_podman.py say which engine. Next door: `as
 from __future__ import annotations
 
 import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +18,7 @@ import pytest
 
 from conformance import cgroup, evidence
 from conformance.columns import Column
-from conformance.engines.harness import BUSYBOX, NODE, PYTHON, DockerLike
+from conformance.engines.harness import BUSYBOX, NODE, PYTHON, DockerLike, Engine
 from conformance.engines.terminal import Terminal
 from conformance.room import wait_for
 
@@ -89,9 +93,7 @@ class Checklist:
 
     def test_read_only_and_tmpfs(self, engine: DockerLike, column: Column) -> None:
         script = "! touch /x 2>/dev/null && touch /scratch/x && grep -q ' /scratch tmpfs ' /proc/mounts"
-        result = engine.run(
-            column, "--read-only", "--tmpfs", "/scratch", engine.image(BUSYBOX), "sh", "-c", script
-        )
+        result = engine.run(column, "--read-only", "--tmpfs", "/scratch", engine.image(BUSYBOX), "sh", "-c", script)
         assert result.code == 0, str(result)
 
     @pytest.mark.parametrize("mode", ["rw", "ro"])
@@ -109,7 +111,8 @@ class Checklist:
         command = ("python3", "-c", PYTHON_PROGRAM) if image == PYTHON else ("node", "-e", NODE_PROGRAM)
         result = engine.run(column, "--user", "1000:1000", engine.image(image), *command)
         assert result.code == 0, str(result)
-        assert result.out.split()[-3:] == (["1000", "true", "child"] if image == NODE else ["1000", "b'x'", "b'child\\n'"])
+        expected = ["1000", "true", "child"] if image == NODE else ["1000", "b'x'", "b'child\\n'"]
+        assert result.out.split()[-3:] == expected, str(result)
 
     # exec
 
@@ -122,6 +125,9 @@ class Checklist:
             assert engine.do("exec", "-i", name, "cat", input="in").out == "in"
             assert engine.do("exec", name, "/nowhere/nothing").code in (126, 127)
             self.talk(engine, ["exec", "-it", name, "sh", "-c", TERMINAL])
+            # docker exec c nginx -s reload: a signal from an exec'd process to the first one
+            engine.must("exec", name, "sh", "-c", "kill -USR1 1")
+            assert engine.must("wait", name) == "6"
 
     # signals and states
 
@@ -129,7 +135,7 @@ class Checklist:
         """stop sends SIGTERM; kill sends SIGKILL (137) or the signal named."""
         for command, code in ((("stop",), 5), (("kill",), 137), (("kill", "--signal", "USR1"), 6)):
             with engine.detached(column, engine.image(BUSYBOX), *SLEEP) as name:
-                wait_for(lambda name=name: "up" in engine.do("logs", name).out, 10, "the container's first line")
+                wait_for(partial(is_up, engine, name), 10, "the container's first line")
                 engine.must(*command, name)
                 assert engine.must("wait", name) == str(code)
 
@@ -160,20 +166,39 @@ class Checklist:
             engine.must("update", "--memory", "100m", "--memory-swap", "100m", "--cpus", "0.5", name)
             assert (cgroup.memory(pid), cgroup.cpus(pid)) == (100 << 20, 0.5)
 
-    def test_top_and_stats(self, engine: DockerLike, column: Column) -> None:
+    def test_top(self, engine: DockerLike, column: Column) -> None:
         with engine.detached(column, engine.image(BUSYBOX), "sleep", "1000") as name:
             assert "sleep 1000" in engine.must("top", name)
-            row = engine.must("stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", name)
-            assert re.match(r"[1-9]\d* [1-9]", row), row
 
-    def test_parallel(self, engine: DockerLike, column: Column) -> None:
-        """Twenty at a time: each says its own number."""
-        each = [engine.words("run", column, "--rm", engine.image(BUSYBOX), "echo", f"n{n}") for n in range(20)]
-        children = [
-            engine.room.popen([*engine.client, *words], env=engine.env, stdout=-1, stderr=-1) for words in each
-        ]
-        results = [child.communicate(timeout=60) for child in children]
-        assert [out for out, _ in results] == [f"n{n}\n" for n in range(20)], results
+    def test_stats(self, engine: DockerLike, columns: list[Column]) -> None:
+        """All columns in one call: docker takes two seconds for a sample."""
+        with ExitStack() as stack:
+            start = [engine.detached(column, engine.image(BUSYBOX), *SLEEP) for column in columns]
+            names = [stack.enter_context(one) for one in start]
+            rows = engine.must("stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", *names).splitlines()
+            assert len(rows) == len(columns) and all(re.match(r"[1-9]\d* [1-9]", row) for row in rows), rows
+
+    def test_twenty_at_once(self, engine: DockerLike, columns: list[Column]) -> None:
+        """Each says its own number, under `agent` alone and with all columns mixed."""
+        agent = [column for column in columns if column.name == "agent"] or columns
+        for kinds in (agent, columns):
+            each = [
+                engine.words("run", kinds[n % len(kinds)], "--rm", engine.image(BUSYBOX), "echo", f"n{n}")
+                for n in range(20)
+            ]
+            assert at_once(engine, each) == [f"n{n}\n" for n in range(20)]
+
+
+def is_up(engine: DockerLike, name: str) -> bool:
+    """Has SLEEP set its traps?"""
+    return "up" in engine.do("logs", name).out
+
+
+def at_once(engine: Engine, each: Iterable[Sequence[str]]) -> list[str]:
+    """What each of these commands printed, all running at the same time."""
+    pipe = subprocess.PIPE
+    children = [engine.room.popen([*engine.client, *words], env=engine.env, stdout=pipe) for words in each]
+    return [child.communicate(timeout=60)[0] for child in children]
 
 
 def volume(engine: DockerLike, tmp_path: Path) -> Path:
@@ -183,4 +208,3 @@ def volume(engine: DockerLike, tmp_path: Path) -> Path:
     source.chmod(0o755)
     (source / "file").write_text("old\n")
     return source
-

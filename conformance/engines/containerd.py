@@ -56,7 +56,9 @@ class Containerd(Engine):
         self._next += 1
         return f"c{self._next}"
 
-    def words(self, column: Column, name: str, *args: str, image: str = BUSYBOX, flags: tuple[str, ...] = ()) -> list[str]:
+    def words(
+        self, column: Column, name: str, *args: str, image: str = BUSYBOX, flags: tuple[str, ...] = ()
+    ) -> list[str]:
         """`ctr run` of `image` with `flags`, under `column`."""
         binary = ["--runc-binary", path_of(column, self.room), "--runtime", "io.containerd.runc.v2"]
         return ["run", *binary, *flags, self.image(image), name, *args]
@@ -67,9 +69,7 @@ class Containerd(Engine):
         return self.do(*words, **how)
 
     @contextmanager
-    def detached(
-        self, column: Column, *args: str, flags: tuple[str, ...] = (), image: str = BUSYBOX
-    ) -> Iterator[str]:
+    def detached(self, column: Column, *args: str, flags: tuple[str, ...] = (), image: str = BUSYBOX) -> Iterator[str]:
         """`ctr run -d`, and the task and container removed afterwards."""
         name = self.fresh()
         self.must(*self.words(column, name, *args, image=image, flags=("--detach", *flags)))

@@ -59,8 +59,7 @@ class Docker(DockerLike):
 
     def start(self) -> None:
         """Start dockerd and wait until it answers."""
-        log = open(self.home / "log", "a", encoding="utf-8")
-        with log:
+        with open(self.home / "log", "a", encoding="utf-8") as log:
             argv = [tool("dockerd"), "--config-file", str(self._file)]
             self._daemon = self.room.popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_for(self._answers, 30, f"dockerd to answer; see {self.home}/log")

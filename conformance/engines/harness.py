@@ -1,7 +1,7 @@
 """Private engines: what dockerd, podman and containerd have in common in a room of ours.
 
-Belongs here: a client's command line, images, waiting and stopping. Next door: `dockerd`, `podman`, `containerd` hold one
-context manager each; `room` hides what they do from the host, `images` makes what they run.
+Belongs here: a client's command line, images, waiting and stopping. Next door: `dockerd`, `podman`, `containerd` hold
+one context manager each; `room` hides what they do from the host, `images` makes what they run.
 """
 
 from __future__ import annotations

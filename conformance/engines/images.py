@@ -33,10 +33,10 @@ def missing(name: str) -> str:
     return "" if os.access(needed, os.X_OK) else f"{needed} is missing"
 
 
-def build(name: str, target: Path) -> Path:
-    """Write the root file system `name` to `target` as an uncompressed tar archive."""
+def build(name: str, target: Path, applets: Iterable[str] = ()) -> Path:
+    """Write the root file system `name` to `target` as a tar archive; with `applets`, only these names of busybox."""
     with tarfile.open(target, "w") as tar:
-        _base(tar)
+        _base(tar, applets)
         if name == "python":
             _python(tar)
         elif name == "node":
@@ -68,12 +68,12 @@ def unpack(tar: Path, target: Path) -> Path:
     return target
 
 
-def _base(tar: tarfile.TarFile) -> None:
+def _base(tar: tarfile.TarFile, applets: Iterable[str]) -> None:
     """busybox under all its names, two users, and the directories that images have."""
     for name in DIRECTORIES:
         _directory(tar, name, 0o1777 if name == "tmp" else 0o755, 1000 if name == "home/app" else 0)
     tar.add(os.path.realpath(BUSYBOX), "bin/busybox")
-    for applet in subprocess.check_output([BUSYBOX, "--list"], text=True).split():
+    for applet in applets or subprocess.check_output([BUSYBOX, "--list"], text=True).split():
         if applet != "busybox":
             _link(tar, f"bin/{applet}", "busybox")
     _file(tar, "etc/passwd", PASSWD)

@@ -25,6 +25,7 @@ class Podman(DockerLike):
 
     def __init__(self, room: Room, home: Path, archive: Archive, user: tuple[str, ...] = ()) -> None:
         super().__init__(room, home, archive)
+        self._user = user
         self.env = {"CONTAINERS_CONF": str(home / "containers.conf")}
         self.client = [*user, tool("podman"), "--root", f"{home}/root", "--runroot", f"{home}/runroot"]
         self.client += ["--cgroup-manager", "cgroupfs"]
@@ -61,8 +62,8 @@ class Podman(DockerLike):
         return {"cniVersion": "0.4.0", "name": "podman", "plugins": [plugin]}
 
     def words(self, verb: str, column: Column, *args: str) -> list[str]:
-        parent = f"--cgroup-parent=/{self.room.base.name}"
-        return ["--runtime", path_of(column, self.room), verb, parent, *args]
+        parent = [] if self._user else [f"--cgroup-parent=/{self.room.base.name}"]  # cgroup v1 has none for users
+        return ["--runtime", path_of(column, self.room), verb, *parent, *args]
 
     def remove(self, *names: str) -> None:
         self.do("rm", "--force", "--volumes", "--time", "0", *names)

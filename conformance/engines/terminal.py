@@ -30,14 +30,15 @@ class Terminal:
         self._fd, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         argv = [*self._engine.client, *self._words]
-        ends = {"stdin": slave, "stdout": slave, "stderr": slave}
         self._child: subprocess.Popen[str] = self._engine.room.popen(
-            argv, env=self._engine.env, start_new_session=True, **ends
+            argv, env=self._engine.env, start_new_session=True, stdin=slave, stdout=slave, stderr=slave
         )
         os.close(slave)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._child.poll() is None:
             self._child.kill()
             self._child.wait()

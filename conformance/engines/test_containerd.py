@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from conformance import cgroup, evidence, expect
 from conformance.columns import AGENT, COLUMNS, Column
 from conformance.engines.asks import HOST, Oracle, agrees, refused
-from conformance.engines.checklist import NODE_PROGRAM, PYTHON_PROGRAM, SLEEP, TERMINAL
+from conformance.engines.checklist import NODE_PROGRAM, PYTHON_PROGRAM, SLEEP, TERMINAL, at_once
 from conformance.engines.containerd import Containerd
-from conformance.engines.harness import BUSYBOX, NODE, PYTHON
+from conformance.engines.harness import NODE, PYTHON
 from conformance.engines.terminal import Terminal
 from conformance.room import Result, wait_for
 
@@ -196,12 +195,13 @@ def test_namespace_of_another_container(engine: Containerd, column: Column) -> N
         assert evidence.parsed(found.out).namespaces["net"] == theirs["net"], str(found)
 
 
-def test_parallel(engine: Containerd, column: Column) -> None:
-    each = [engine.words(column, engine.fresh(), "echo", f"n{n}", flags=("--rm",)) for n in range(20)]
-    pipe: dict[str, Any] = {"stdout": -1, "stderr": -1}
-    children = [engine.room.popen([*engine.client, *words], env=engine.env, **pipe) for words in each]
-    results = [child.communicate(timeout=60) for child in children]
-    assert [out for out, _ in results] == [f"n{n}\n" for n in range(20)], results
+def test_twenty_at_once(engine: Containerd, columns: list[Column]) -> None:
+    agent = [column for column in columns if column.name == "agent"] or columns
+    for kinds in (agent, columns):
+        each = [
+            engine.words(kinds[n % len(kinds)], engine.fresh(), "echo", f"n{n}", flags=("--rm",)) for n in range(20)
+        ]
+        assert at_once(engine, each) == [f"n{n}\n" for n in range(20)]
 
 
 def test_engine_restart(engine: Containerd, columns: list[Column]) -> None:

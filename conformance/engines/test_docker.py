@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from conformance import evidence, expect
-from conformance.columns import COLUMNS, Column
+from conformance.columns import Column
 from conformance.engines.asks import HOST, Asks, look
 from conformance.engines.checklist import SLEEP, Checklist
 from conformance.engines.dockerd import Docker
-from conformance.engines.harness import BUSYBOX
+from conformance.engines.harness import BUSYBOX, bridge_name
 from conformance.engines.images import tool
 from conformance.room import wait_for
 
@@ -52,6 +52,18 @@ class TestLife(Checklist):
         found = json.loads(engine.must("info", "--format", "{{json .}}"))
         assert {column.executable for column in columns if column.shim} <= set(found["Runtimes"])
 
+    def test_network_connect(self, engine: Docker, columns: list[Column]) -> None:
+        """docker network connect at any time, with no call to the runtime."""
+        engine.must("network", "create", "--opt", f"com.docker.network.bridge.name={extra(engine)}", "extra")
+        try:
+            for column in columns:
+                with engine.detached(column, engine.image(BUSYBOX), *SLEEP) as name:
+                    engine.must("network", "connect", "extra", name)
+                    assert "eth1" in engine.must("exec", name, "ls", "/sys/class/net").split()
+                    engine.must("network", "disconnect", "extra", name)
+        finally:
+            engine.must("network", "rm", "extra")
+
     def test_compose(self, engine: Docker, column: Column) -> None:
         """A compose file that names the runtime."""
         if not tool("docker-compose"):
@@ -69,10 +81,16 @@ class TestLife(Checklist):
             engine.room.run([*argv, "down", "-t", "0", "-v"], env=engine.env)
 
 
+def extra(engine: Docker) -> str:
+    """A second bridge of the room's, which dockerd makes and removes."""
+    return bridge_name(engine.room)[:14] + "x"
+
+
 def compose(engine: Docker, runtime: str) -> Path:
     """A compose file with one service."""
     file = engine.home / f"{runtime}.yml"
-    service = {"image": engine.image(BUSYBOX), "runtime": runtime, "network_mode": "bridge", "command": ["sleep", "1000"]}
+    image = engine.image(BUSYBOX)
+    service = {"image": image, "runtime": runtime, "network_mode": "bridge", "command": ["sleep", "1000"]}
     file.write_text(json.dumps({"version": "2.4", "services": {"one": service}}))
     return file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 import pytest
@@ -40,7 +41,8 @@ class TestAsks(Asks):
 
     def test_information(self, engine: Podman, column: Column) -> None:
         """podman asks the runtime for its version."""
-        found = engine.must("--runtime", path_of(column, engine.room), "info", "--format", "{{.Host.OCIRuntime.Version}}")
+        runtime = ("--runtime", path_of(column, engine.room))
+        found = engine.must(*runtime, "info", "--format", "{{.Host.OCIRuntime.Version}}")
         assert "version" in found
 
 
@@ -60,3 +62,15 @@ class TestUserNamespace:
         with podman.detached(column, *maps, podman.image(BUSYBOX), *SLEEP) as name:
             assert podman.must("exec", name, "id", "-u") == "0"
             assert evidence.status_of(podman.pid(name))["Uid"].split()[0] == "200000"
+
+
+class TestRootless:
+    """An ordinary user's podman: plain runc runs; agentshim refuses by name and says what to do."""
+
+    def test_run(self, rootless: Podman, column: Column) -> None:
+        found = rootless.run(column, "--network=none", rootless.image(BUSYBOX), "id", "-u")
+        if not column.shim:
+            assert (found.code, found.out) == (0, "0\n"), str(found)
+            return
+        assert found.code == 126, str(found)
+        assert re.search(r"user: rootless: asked .*, ceiling root of the host: .*sudo podman", found.err), str(found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ SPEC: dict[str, Any] = {
         "args": ["sh"],
         "env": ENV,
         "cwd": "/",
-        "capabilities": {name: CAPS for name in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPS),
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
     },
     "root": {"path": "rootfs"},
@@ -79,13 +80,19 @@ def sleeper(cgroup: str = "") -> dict[str, Any]:
     return spec("sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done", cgroup=cgroup)
 
 
+def _linked(source: str, target: str, *, follow_symlinks: bool = False) -> str:
+    """Copies by hard link: no test writes to a file that the root came with."""
+    os.link(source, target, follow_symlinks=follow_symlinks)
+    return target
+
+
 class Bundle:
     """A directory with config.json and a root file system of its own."""
 
     def __init__(self, path: Path, rootfs: Path, config: dict[str, Any]) -> None:
         path.mkdir(parents=True)
         path.chmod(0o755)
-        shutil.copytree(rootfs, path / "rootfs", symlinks=True)
+        shutil.copytree(rootfs, path / "rootfs", symlinks=True, copy_function=_linked)
         self.path = path
         self.config = path / "config.json"
         self.write(config)

@@ -65,4 +65,3 @@ def test_a_policy_with_limits(the_room: Room, bundle: Maker, name: str) -> None:
     found = run(the_room, path_of(column, the_room), bundle, {"pids": {"limit": 100}})
     assert found.code == 0, str(found)
     assert not expect.excess(evidence.parsed(found.out), column.lowered, HOST)
-

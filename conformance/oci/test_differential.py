@@ -1,4 +1,4 @@
-"""The same scenario on the delegate and on agentshim: equal under `identity`, different under `agent` only where listed.
+"""The same scenario on the delegate and on agentshim: equal under `identity`, under `agent` but for a written list.
 
 Belongs here: the comparison and the list. Next door: `scenarios`.
 """
@@ -91,5 +91,3 @@ def test_agentshim(scenario: str, name: str, delegate: str, the_room: Room, bund
 def test_the_list_names_steps_that_exist(delegate: str, the_room: Room, bundle: Maker) -> None:
     for scenario, steps in [*LOWERED.items(), *OWN_WORDS.items()]:
         assert set(steps) <= set(of_delegate(scenario, delegate, the_room, bundle))
-
-

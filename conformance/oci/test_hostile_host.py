@@ -286,10 +286,8 @@ def test_bundle_swapped_during_create(the_room: Room, runtime: Runtime, bundle: 
         time.sleep(0.004 + step * 0.002)
         with suppress(FileNotFoundError):
             other.rename(made.config)
-        out, err = child.communicate(timeout=30)
+        out, _ = child.communicate(timeout=30)
         seen = evidence.parsed(out) if child.returncode == 0 else None
         if seen and seen.caps["CapBnd"]:
             pytest.xfail("only root can do this: outside the trust statement; shown so that nobody believes otherwise")
         runtime.call("delete", "--force", "c")
-
-

@@ -57,7 +57,10 @@ def test_run(runtime: Runtime, bundle: Maker, code: int) -> None:
     assert runtime.call("state", "c").code == 1
 
 
-@pytest.mark.parametrize("words", [("--bundle", "{}"), ("--bundle={}",), ("-b", "{}"), ("-b={}",), ("-bundle", "{}"), ()])
+SPELLINGS = [("--bundle", "{}"), ("--bundle={}",), ("-b", "{}"), ("-b={}",), ("-bundle", "{}"), ()]
+
+
+@pytest.mark.parametrize("words", SPELLINGS)
 def test_every_spelling_of_the_bundle(runtime: Runtime, bundle: Maker, delegate: str, words: tuple[str, ...]) -> None:
     """The last one names no bundle: it is the working directory."""
     if delegate.endswith("crun") and words[:1] in (("-bundle",), ("-b={}",)):
@@ -118,7 +121,8 @@ def test_exec_does_not_exceed_the_ceiling(runtime: Runtime, bundle: Maker, colum
     if column.ceiling is None:
         pytest.skip("no ceiling")
     started(runtime, bundle)
-    everything = {name: ["CAP_SYS_ADMIN", "CAP_CHOWN"] for name in ("bounding", "effective", "permitted", "inheritable")}
+    sets = ("bounding", "effective", "permitted", "inheritable")
+    everything = {name: ["CAP_SYS_ADMIN", "CAP_CHOWN"] for name in sets}
     file = process(runtime, tmp_path, "sh", "-c", evidence.SCRIPT, capabilities=everything, noNewPrivileges=False)
     for args in (("--process", file, "c"), ("--cap", "CAP_SYS_ADMIN", "c", "sh", "-c", evidence.SCRIPT)):
         result = runtime.call("exec", *args)

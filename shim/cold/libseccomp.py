@@ -212,7 +212,7 @@ def _add(lib: ctypes.CDLL, context: int, key: str, rule: dict[str, Any], default
             continue
         for array in arrays:
             result = lib.seccomp_rule_add_array(context, action, nr, len(array), array)
-            if result not in (0, -errno.EEXIST):
+            if result:
                 raise Invalid(
                     "seccomp", key, f"{call}: {os.strerror(-result)}", "a rule libseccomp takes", "correct it"
                 )

@@ -58,6 +58,8 @@ OPTIONS.update(
     }
 )
 PROPAGATION = tuple(name for name, (take, give) in OPTIONS.items() if (take | give) & (SLAVE | SHARED))
+# Options that reach what is mounted below a bind, or bring it along.
+RECURSIVE = ("rbind", *(name for name in OPTIONS if name[0] == "r" and name[1:] in OPTIONS and name not in PROPAGATION))
 # right -> the options that take it away, for the mount itself and for what stands below a recursive bind.
 WITHOUT = ((WRITE, "ro", "rro"), (SUID, "nosuid", "rnosuid"), (DEV, "nodev", "rnodev"), (EXEC, "noexec", "rnoexec"))
 
@@ -266,7 +268,8 @@ def _entry(position: int, mount: dict[str, Any], facts: Facts) -> Entry:
     place, options, path = destination_of(mount), mount.get("options") or [], mount.get("source") or ""
     if not is_bind(mount):
         return (position, place, _kernel_class(mount.get("type") or "", place), "", rights_of(options, False, False))
-    recursive = "rbind" in options or any(one in options for one in ("rro", "rnosuid", "rnodev", "rnoexec"))
+    # Nothing is mounted below a file, and crun 1.8.1 fails on a recursive option there.
+    recursive = facts.sources[path].directory and any(one in RECURSIVE for one in options)
     rights = rights_of(options, recursive, True)
     view = HOST_VIEWS.get(place)
     if view and facts.sources[path].real == place:

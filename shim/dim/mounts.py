@@ -91,7 +91,7 @@ KERNEL_RIGHTS = {
     "dev": WRITE | DEV | EXEC,
     "shm": WRITE | (WRITE << BELOW),
     "tmpfs": WRITE | EXEC,
-    "engine": WRITE | EXEC | (WRITE | EXEC) << BELOW,
+    "engine": FLAGS | FLAGS << BELOW | SLAVE,  # its own files, as it mounts them
     "system": EXEC | EXEC << BELOW,
 }
 CLASSES = (*KERNEL_RIGHTS, "volume", "socket", "device", "authority", "missing", "other")

@@ -34,7 +34,10 @@ class Finder:
         if name not in self.modules:
             return None
         package, place, _, _ = self.modules[name]
-        return SPEC(name, self, origin=f"{LIBDIR}/{place}", is_package=package)  # type: ignore[arg-type]
+        spec = SPEC(name, self, origin=f"{LIBDIR}/{place}", is_package=package)  # type: ignore[arg-type]
+        if package:
+            spec.submodule_search_locations = [f"{LIBDIR}/{place}".rpartition("/")[0]]
+        return spec
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None  # the import system makes it

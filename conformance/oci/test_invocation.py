@@ -7,7 +7,6 @@ engine gave; under `agent` what carries authority (NOTIFY_SOCKET, LISTEN_FDS, --
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -39,7 +38,9 @@ for name in os.listdir("/proc/self/fd"):
         pass
 environment = open("/proc/self/environ", "rb").read().decode("utf-8", "surrogateescape")
 told = dict(argv=sys.argv[1:], env=sorted(environment.rstrip("\\0").split("\\0")), cwd=os.getcwd(), pdeathsig=number.value)
-told.update(ignored=int(status["SigIgn"], 16), blocked=int(status["SigBlk"], 16), fds=sorted(fds), umask=os.umask(0o22))
+told.update(ignored=int(status["SigIgn"], 16), blocked=int(status["SigBlk"], 16), fds=sorted(fds))
+told.update(umask=os.umask(0))
+os.umask(told["umask"])
 with open("{mark}", "a") as mark:
     mark.write(json.dumps(told) + "\\n")
 os.execv("{runc}", ["runc", *sys.argv[1:]])
@@ -94,7 +95,9 @@ def given(room: Room, mirror: Mirror, column: Column | None, bundle: Maker, verb
 
 HOWS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "odd environment": {"env": {"LC_ALL": "C", "LD_BIND_NOW": "1", "GOTRACEBACK": "all", "EMPTY": "", "PYTHONPATH": "/x"}},
+    "odd environment": {
+        "env": {"LC_ALL": "C", "LD_BIND_NOW": "1", "GOTRACEBACK": "all", "EMPTY": "", "PYTHONPATH": "/x"}
+    },
     "no PATH": {"env": {"PATH": ""}},
     "another directory": {"cwd": "/tmp"},
 }
@@ -132,26 +135,40 @@ def test_parent_death_signal(the_room: Room, mirror: Mirror, bundle: Maker, verb
         assert mirror.told()["pdeathsig"] == signal.SIGKILL, column
 
 
-@pytest.mark.parametrize("name", ["agent", "identity"])
-def test_descriptors_and_sockets(the_room: Room, mirror: Mirror, bundle: Maker, name: str) -> None:
-    """LISTEN_FDS, --preserve-fds and NOTIFY_SOCKET carry authority: kept under `identity`, taken under `agent`."""
-    column = next(one for one in COLUMNS if one.name == name)
-    reader, writer = os.pipe()
-    try:
+# Each hands the container something that is in no config.json.
+GIFTS = {
+    "preserve-fds": (("--preserve-fds", "1"), {}),
+    "LISTEN_FDS": ((), {"LISTEN_FDS": "1"}),
+    "nothing": ((), {}),
+}
+
+
+@pytest.mark.parametrize("gift", GIFTS)
+def test_descriptors(the_room: Room, mirror: Mirror, bundle: Maker, gift: str) -> None:
+    """Descriptor 3 reaches the container where it was given, except under `agent`."""
+    options, env = GIFTS[gift]
+    secret = the_room.base / "secret"
+    secret.write_text("secret\n")
+    seen = {}
+    for column in (None, AGENT, IDENTITY):
         one = runtime(the_room, column, mirror)
-        made = bundle(spec("ls", "-l", "/proc/self/fd"))
-        env = {"NOTIFY_SOCKET": f"{the_room.base}/api.sock"}
-        pipe = f"exec {one.program} {' '.join(one.options())} run --preserve-fds 1 --bundle {made.path} c 3<&{reader}"
-        found = the_room.run(["sh", "-c", pipe], env=env, pass_fds=(reader,))
-        assert found.code == 0, str(found)
-        told = mirror.told()
-        assert ("NOTIFY_SOCKET=" in "\n".join(told["env"])) == (name == "identity")
-        assert ("pipe" in found.out.replace(" 0 -> ", "")) or name == "agent", str(found)
-        kept = [word for word in told["argv"] if word.startswith("--preserve-fds")]
-        assert bool(kept) == (name == "identity") or kept == ["--preserve-fds=0"], told["argv"]
-    finally:
-        os.close(reader)
-        os.close(writer)
+        made = bundle(spec("sh", "-c", "cat <&3"))
+        words = [*one.options(), "run", *options, "--bundle", str(made.path), "c"]
+        shell = f"export LISTEN_PID=$$; exec 3<{secret}; exec {one.program} {' '.join(words)}"
+        found = the_room.run(["sh", "-c", shell], env=env)
+        seen[column.name if column else "runc"] = "secret" in found.out
+    given = gift != "nothing"
+    assert seen == {"runc": given, "agent": False, "identity": given}
+
+
+def test_notify_socket(the_room: Room, mirror: Mirror, bundle: Maker) -> None:
+    """The delegate mounts a socket for it, after config.json was read: `agent` does not pass it on."""
+    for column, kept in ((AGENT, False), (IDENTITY, True)):
+        one = runtime(the_room, column, mirror)
+        env = {"NOTIFY_SOCKET": str(the_room.base / "notify.sock")}
+        one.must("create", "--bundle", str(bundle(sleeper()).path), "c", env=env)
+        assert any(word.startswith("NOTIFY_SOCKET=") for word in mirror.told()["env"]) == kept
+        one.clear()
 
 
 PROBES = (

@@ -55,8 +55,8 @@ def run(call: Call, context: Context) -> int:
 
 
 def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: list[Any]) -> dict[str, Any]:
-    process = made.spec.get("process") or {}
-    return {
+    process = made.spec["process"]
+    out: dict[str, Any] = {
         "bundle": hostpaths.real(path),
         "rootfs": hostpaths.real(hostpaths.join(path, made.spec["root"]["path"])),
         "policy": chosen.name,
@@ -66,6 +66,9 @@ def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: li
         "process": {name: process[name] for name in KEPT_PROCESS if name in process},
         "pins": pins,
     }
+    if config.mode == "audit":
+        out["would_lose"] = [[room, *loss.key()] for room, loss in made.losses()]
+    return out
 
 
 def _hook(launcher: str, root: str, container: str) -> dict[str, Any]:

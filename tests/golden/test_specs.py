@@ -1,8 +1,8 @@
 """What the built-in policies make of specs that engines really wrote, loss by loss.
 
-`specs/*.json` are config.json files of dockerd 20.10 and podman 4.3, with their paths made typical and system calls left
-out (they have tests of their own). A golden file holds every refusal and every Decrease. To renew them after a decision:
-AGENTSHIM_RENEW=1 pytest tests/golden/test_specs.py, and read the difference.
+`specs/*.json` are config.json files of dockerd 20.10 and podman 4.3, with their paths made typical and system calls
+left out (they have tests of their own). A golden file holds every refusal and every Decrease. To renew them after a
+decision: AGENTSHIM_RENEW=1 pytest tests/golden/test_specs.py, and read the difference.
 """
 
 from __future__ import annotations

@@ -56,6 +56,12 @@ def test_everything_comes_from_it(tree: Path) -> None:
     assert loaded(tree) == []
 
 
+def test_cold_modules_are_found_beside_it(tree: Path) -> None:
+    command = [sys.executable, "-I", "-S", "-B", str(tree / "shim/main.py"), "0", "agentshim", "-", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.stdout.startswith("agentshim: an OCI runtime")
+
+
 def test_without_it_everything_is_imported(tree: Path) -> None:
     (tree / "shim/hot").unlink()
     assert start(tree).stderr.startswith("argv: id: asked a/b")

@@ -113,8 +113,9 @@ def configure(room: Room, text: str = CONFIG, delegate: str = RUNC) -> None:
     """Write /etc/agentshim/config.toml and, for a launcher in the source tree, launch.conf."""
     config = room.base / "config"
     (config / "config.toml").write_text(text.replace("{delegate}", delegate))
-    if launcher().resolve().is_relative_to(REPOSITORY):
-        (config / "launch.conf").write_text(f"python = {python()}\nlib = {REPOSITORY}\n")
+    tree = launcher().resolve().parents[2]
+    if (tree / "shim/main.py").exists():
+        (config / "launch.conf").write_text(f"python = {python()}\nlib = {tree}\n")
 
 
 def python() -> str:

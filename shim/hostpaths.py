@@ -21,6 +21,9 @@ AUTHORITY = (
     "/run",
     "/etc",
     "/var/spool",
+    "/var/backups",
+    "/var/mail",
+    "/var/crash",
     "/var/lib/docker",
     "/var/lib/containerd",
     "/var/lib/containers",
@@ -60,8 +63,11 @@ ENGINES = (
     "/var/lib/containers/storage",
     "/run/containers/storage",
 )
-# File names inside a container's directory of the engine that engines mount by themselves.
-ENGINE_FILES = ("resolv.conf", "hostname", "hosts", ".containerenv", "passwd", "group", "shm", "catatonit", "run")
+# What engines mount by themselves, as it follows a container's directory.
+ENGINE_FILES = (
+    *([name] for name in ("resolv.conf", "hostname", "hosts", ".containerenv", "passwd", "group", "shm", "run")),
+    ["mounts", "shm"],
+)
 
 
 class Source(Value):
@@ -103,15 +109,20 @@ class Places:
         except OSError:
             return Source("missing", found)
         kind, directory = self._kind(found, there.st_mode), stat.S_ISDIR(there.st_mode)
+        # Another container's root is uid 0 too, and may hold a directory above a volume; only the engine holds those
+        # above a named one.
+        steady = steady and (kind not in ("volume", "socket") or found.endswith("/_data"))
         return Source(kind, found, there.st_dev, there.st_ino, steady, directory)
 
     def root(self, path: str) -> Source:
         """What a root file system is: 'authority' if it contains what is not lent or is part of the host's own."""
         source = self.classify(path)
-        inner = any(_below(one, source.real) for one in (*AUTHORITY, *self._engine, self._own[0]))
-        host = any(_below(source.real, one) for one in ("/proc", "/sys", "/dev", "/boot", "/root", "/etc", *SYSTEM[:7]))
+        found = source.real
+        inner = any(_below(one, found) for one in (*AUTHORITY, *self._engine, self._own[0]))
+        engines = _below(found, self._own[0]) or any(driver in found.split("/") for driver in DRIVERS)
+        host = not engines and any(_below(found, one) for one in (*AUTHORITY, *self._engine, *SYSTEM))
         kind = "authority" if inner or host else "missing" if source.kind == "missing" else "volume"
-        return Source(kind, source.real, source.dev, source.ino, source.steady)
+        return Source(kind, found, source.dev, source.ino, resolve(path)[1])
 
     def _kind(self, real: str, mode: int) -> str:
         if stat.S_ISSOCK(mode):
@@ -120,27 +131,42 @@ class Places:
             return "device"
         if self._is_engine_file(real):
             return "engine"
-        if _volume_of_engine(real):
+        if self._is_volume_of_engine(real):
             return "volume"
         if any(_below(one, real) for one in (*AUTHORITY, *self._engine, *self._own)):
             return "authority"  # it contains what is not lent
+        if _below(real, self._own[1]):
+            return "authority"  # by the time it is mounted, earlier mounts of this container may lie there
         if any(_below(real, one) for one in READABLE):
             return "system"
         if any(_below(real, one) for one in (*AUTHORITY, *self._engine)):
             return "authority"
         return "system" if any(_below(real, one) for one in SYSTEM) else "volume"
 
-    def _is_engine_file(self, real: str) -> bool:
-        """A file that the engine made for containers: one of ENGINE_FILES in a container's directory, or a secret of
-        this container.
-        """
-        for place in self._engine:
-            if not _below(real, place):
+    def _inside_engine(self, found: str) -> list[list[str]]:
+        """What follows an engine's directory in `found`, in parts, for each engine that it lies in."""
+        return [found[len(one) + 1 :].split("/") for one in self._engine if found.startswith(one + "/")]
+
+    def _is_engine_file(self, found: str) -> bool:
+        """A file that an engine made for containers, by its exact place; secrets only of this container."""
+        for parts in self._inside_engine(found):
+            head, container, rest = parts[0], parts[1:2], parts[2:]
+            if head == "containers" and container and len(container[0]) == 64:
+                place = rest
+            elif head.endswith("-containers") and rest[:1] == ["userdata"]:
+                place = rest[1:]
+            elif head == "io.containerd.grpc.v1.cri" and container == ["sandboxes"] and len(rest) == 2:
+                place = rest[1:]
+            else:
                 continue
-            parts = real[len(place) + 1 :].split("/")
-            if len(parts) >= 2 and (parts[-1] in ENGINE_FILES or ("secrets" in parts and self._ids & set(parts))):
+            if place in ENGINE_FILES or (set(place[:2]) & {"secrets"} and container[0] in self._ids):
                 return True
         return False
+
+    def _is_volume_of_engine(self, found: str) -> bool:
+        """A named volume, <engine>/volumes/<name>/_data and below (Docker, podman); a pod's files (kubelet)."""
+        named = any(parts[0] == "volumes" and parts[2:3] == ["_data"] for parts in self._inside_engine(found))
+        return named or found.startswith("/var/lib/kubelet/pods/")
 
 
 def resolve(path: str) -> tuple[str, bool]:
@@ -168,12 +194,23 @@ def resolve(path: str) -> tuple[str, bool]:
             here = child
             continue
         links += 1
-        if links > 40:
-            return child, False
+        # A link of /proc leads into another process's root, which its text does not say.
+        if links > 40 or child.startswith("/proc/"):
+            return _folded([child, *reversed(todo)]), False
         target = posix.readlink(child)
         here = "" if target[:1] == "/" else here
         todo.extend(one for one in reversed(target.split("/")) if one)
     return here or "/", steady
+
+
+def device(path: str) -> tuple[str, int, int] | None:
+    """(type, major, minor) of what the host has at `path`, type '' for no device; None where nothing is."""
+    try:
+        there = posix.stat(path)
+    except (OSError, ValueError):
+        return None
+    kind = "b" if stat.S_ISBLK(there.st_mode) else "c" if stat.S_ISCHR(there.st_mode) else ""
+    return kind, posix.major(there.st_rdev), posix.minor(there.st_rdev)
 
 
 def real(path: str) -> str:
@@ -231,7 +268,7 @@ def program(path: str) -> str:
     """
     try:
         there = posix.stat(path)
-        found = real(path)
+        found = posix.readlink(path) if path.startswith("/proc/") else real(path)
         named = posix.stat(found)
     except OSError:
         return ""
@@ -261,12 +298,3 @@ def _engine_directories(bundle: str, root: str) -> tuple[str, ...]:
             found.append("/".join(parts[:position]))
             break
     return tuple(found)
-
-
-def _volume_of_engine(real: str) -> bool:
-    """A named volume: <engine>/volumes/<name>/_data and below (Docker, podman); a pod's files (kubelet)."""
-    parts = real.split("/")
-    if "_data" in parts:
-        at = parts.index("_data")
-        return at >= 3 and parts[at - 2] == "volumes"
-    return real.startswith("/var/lib/kubelet/pods/")

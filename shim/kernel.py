@@ -34,7 +34,8 @@ class Facts:
     """What a plan knows of the host, each field as one dimension's `from_spec` wants it.
 
     `launcher`: our own executable; `sources`: path in the spec -> hostpaths.Source; `namespaces`: (kind, path) ->
-    'host' or 'at:device:inode'; `programs`: hook path -> the real root-owned file, or ''; `rlimits`: inherited
+    'host' or 'at:device:inode'; `programs`: hook path -> the real root-owned file, or ''; `nodes`:
+    path of an asked device -> type, major and minor of what the host has there, if anything; `rlimits`: inherited
     (soft, hard) in the order of rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label
     for containers; `invocation`: what the call asks outside the spec.
     """
@@ -46,6 +47,7 @@ class Facts:
         "namespaces",
         "programs",
         "rlimits",
+        "nodes",
         "oom_score_adj",
         "security_modules",
         "default_labels",
@@ -59,14 +61,23 @@ class Facts:
         self.namespaces: dict[tuple[str, str], str] = {}
         self.programs: dict[str, str] = {}
         self.rlimits: tuple[tuple[int | None, int | None], ...] = ((None, None),) * len(rlimits.TYPES)
+        self.nodes: dict[str, tuple[str, int, int]] = {}
         self.oom_score_adj = 0
         self.security_modules: tuple[str, ...] = ()
         self.default_labels: dict[str, str] = {}
         self.invocation = invocation.BOTTOM
 
     def is_our_hook(self, hook: dict[str, Any]) -> bool:
-        """Whether `hook` runs our own launcher: it decides nothing for a container, whoever wrote it there."""
-        return hook.get("path") == self.launcher and hook.get("args", [])[1:2] == ["hook"]
+        """Whether `hook` is ours to the letter, its environment included: in another one, the dynamic linker runs what
+        the hook's writer wants.
+        """
+        args = hook.get("args") or []
+        return len(args) == 4 and hook == self.our_hook(args[2], args[3])
+
+    def our_hook(self, root: str, container: str) -> dict[str, Any]:
+        """The hook that compares what was mounted with what was checked. An absent env would inherit the engine's."""
+        args = ["agentshim", "hook", root, container]
+        return {"path": self.launcher, "args": args, "env": ["PATH=/usr/sbin:/usr/bin"]}
 
     @staticmethod
     def is_ours(mount: dict[str, Any]) -> bool:
@@ -90,9 +101,15 @@ def gather(spec: Spec, bundle: str, asked: invocation.Invocation) -> Facts:
     for entry in at(spec, "linux.namespaces", ()):
         if entry.get("path"):
             facts.namespaces[entry["type"], entry["path"]] = _namespace(entry["type"], entry["path"])
+    for device in at(spec, "linux.devices", ()):
+        there = hostpaths.device(device.get("path", ""))
+        if there is not None:
+            facts.nodes[device["path"]] = there
     for kind_hooks in at(spec, "hooks", {}).values():
         for hook in kind_hooks or ():
-            facts.programs[hook["path"]] = hostpaths.program(hook["path"])
+            real = hostpaths.program(hook["path"])
+            facts.programs[hook["path"]] = real
+            facts.programs.setdefault(real, real)  # what the hook is written back as
     return facts
 
 
@@ -139,17 +156,22 @@ def _namespace(kind: str, path: str) -> str:
 
     A path that is not there is an identity of its own: the delegate refuses it.
     """
+    found = _identity(path)
+    if found in (namespace_of("self", kind), namespace_of(1, kind)):
+        return namespaces.HOST
+    return found
+
+
+def namespace_of(pid: int | str, kind: str) -> str:
+    """'at:device:inode' of the namespace in which a process is."""
+    return _identity(f"/proc/{pid}/ns/{PROC_NAMES.get(kind, kind)}")
+
+
+def _identity(path: str) -> str:
     try:
         there = posix.stat(path)
     except OSError:
         return "at:" + path
-    for owner in ("self", "1"):
-        try:
-            host = posix.stat(f"/proc/{owner}/ns/{PROC_NAMES.get(kind, kind)}")
-        except OSError:
-            continue
-        if (host.st_dev, host.st_ino) == (there.st_dev, there.st_ino):
-            return namespaces.HOST
     return f"at:{there.st_dev}:{there.st_ino}"
 
 

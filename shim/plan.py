@@ -76,8 +76,7 @@ def make(
     if refused:
         raise joined(refused)
     out = product.apply_to_spec(asked_spec, granted, facts, dims)
-    if hook is not None:
-        out = _with_hook(out, hook, facts)
+    out = _with_hook(out, hook, facts)
     data = None
     if out is not asked_spec:
         data = wire.dumps(out)
@@ -118,11 +117,11 @@ def _parsed(data: bytes) -> Spec:
     return value  # type: ignore[return-value]
 
 
-def _with_hook(out: Spec, hook: dict[str, Any], facts: Facts) -> Spec:
-    """`out` with our hook last, however often it has been through here."""
-    hooks = dict(at(out, "hooks", {}))
-    hooks[HOOK] = [one for one in hooks.get(HOOK) or () if not facts.is_our_hook(one)] + [hook]
-    return {**out, "hooks": hooks}
+def _with_hook(out: Spec, hook: dict[str, Any] | None, facts: Facts) -> Spec:
+    """`out` with our hook last, once, however often it has been through here; without it where it is not wanted."""
+    asked = at(out, "hooks." + HOOK, [])
+    wanted = [one for one in asked if not facts.is_our_hook(one)] + ([hook] if hook is not None else [])
+    return out if wanted == asked else {**out, "hooks": {**at(out, "hooks", {}), HOOK: wanted}}
 
 
 def _excesses(losses: list[tuple[str, Decrease]]) -> list[Refused]:

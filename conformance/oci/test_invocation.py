@@ -37,7 +37,8 @@ for name in os.listdir("/proc/self/fd"):
     except OSError:
         pass
 environment = open("/proc/self/environ", "rb").read().decode("utf-8", "surrogateescape")
-told = dict(argv=sys.argv[1:], env=sorted(environment.rstrip("\\0").split("\\0")), cwd=os.getcwd(), pdeathsig=number.value)
+told = dict(argv=sys.argv[1:], env=sorted(environment.rstrip("\\0").split("\\0")), cwd=os.getcwd())
+told.update(pdeathsig=number.value)
 told.update(ignored=int(status["SigIgn"], 16), blocked=int(status["SigBlk"], 16), fds=sorted(fds))
 told.update(umask=os.umask(0))
 os.umask(told["umask"])

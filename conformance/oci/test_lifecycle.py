@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = json.loads(json.dumps(config))
     for rule in out["linux"].get("seccomp", {}).pop("syscalls", []):
         out.setdefault("rules", []).extend([name, rule["action"], rule.get("args")] for name in rule["names"])
-    out.get("rules", []).sort(key=json.dumps)
+    out.get("rules", []).sort(key=partial(json.dumps, sort_keys=True))
     return out
 
 

@@ -15,14 +15,17 @@ from typing import Any
 from shim.cold import bpf, libseccomp
 from shim.dim import seccomp
 from shim.errors import Bug, Refused
+from shim.seccomp import emit
 from shim.seccomp.profile import Profile, machine
-from shim.seccomp.vocabulary import ACTION_NAMES, ACTIONS, ALLOW, KILL_THREAD, NATIVE
+from shim.seccomp.vocabulary import ACTION_NAMES, ACTIONS, ALLOW, KILL_THREAD, LOW, NARROW, NATIVE, WIDE
 
 SEED = 20250101
 VECTORS = 240  # a call whose arguments matter, and ABI
 # Room for what a delegate puts in front: runc's ENOSYS stub has about ten instructions an ABI.
 MOST_INSTRUCTIONS = bpf.MOST_INSTRUCTIONS - 96
 
+_MOST_LOWERED = 8  # calls: beyond, a profile is not worth saving
+_ZEROS = (0, 0, 0, 0, 0, 0)
 _X32 = 0x40000000
 _PLAIN = tuple(range(640))
 _EDGES = (0x3FFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -43,15 +46,19 @@ _ABIS = {
 
 
 class Looser(Exception):
-    """The result is more permissive than a side: ABI token, number, arguments, the two answers."""
+    """The result is more permissive than a side: ABI token, number, arguments, the arguments as the side was asked
+    (cut as the kernel cuts ints, or the same), and the two answers.
+    """
 
-    def __init__(self, arch: int, number: int, args: tuple[int, ...], answer: int, bound: int) -> None:
-        super().__init__(arch, number, args, answer, bound)
-        self.arch, self.number, self.args_, self.answer, self.bound = arch, number, args, answer, bound
+    def __init__(
+        self, arch: int, number: int, sent: tuple[int, ...], seen: tuple[int, ...], answer: int, bound: int
+    ) -> None:
+        super().__init__(arch, number, sent, seen, answer, bound)
+        self.arch, self.number, self.sent, self.seen, self.answer, self.bound = arch, number, sent, seen, answer, bound
 
     def __str__(self) -> str:
-        shown = ", ".join(hex(value) for value in self.args_) or "any"
-        return f"call {self.number} of ABI {self.arch:#x} ({shown}) answers {self.answer:#x}, bound {self.bound:#x}"
+        sent = ", ".join(hex(value) for value in self.sent)
+        return f"call {self.number} of ABI {self.arch:#x} ({sent}) answers {self.answer:#x}, bound {self.bound:#x}"
 
 
 def granted(asked: Profile, ceiling: Profile, optimize: tuple[int, ...] = (2,)) -> tuple[Profile, dict[str, Any]]:
@@ -76,35 +83,45 @@ def granted(asked: Profile, ceiling: Profile, optimize: tuple[int, ...] = (2,)) 
             loaded = tokens(result, host)
             record["probes"] = sum(compare(program, others, host, loaded) for program, *others in programs)
         except Looser as found:
-            result = _lowered(result, sides, found, record["dropped"])
+            result = _lowered(result, sides, found, host, record["dropped"])
             continue
         return result, record
 
 
-def _lowered(result: Profile, sides: list[Profile], found: Looser, dropped: list[str]) -> Profile:
-    """`result` without a call for which a side has conditions with several actions; Bug for any other.
+def _lowered(result: Profile, sides: list[Profile], found: Looser, host: str, dropped: list[str]) -> Profile:
+    """`result` with one call denied, where libseccomp gave a side's JSON a harder filter than any reading of it has.
 
-    libseccomp 2.5.4 compiles such rules to something else than any reading of them: of "TRAP if > 2^63" and "KILL if <
-    181" it made a trap for 2^31 + 1.
+    libseccomp 2.5.4 does so where conditions on one argument have several actions ("TRAP if > 2^63, KILL if < 181" traps
+    2^31 + 1), and for some small profiles of several ABIs. Bug for any other difference: that one is ours.
     """
-    call = libseccomp.name(found.number, next((a for a, t in libseccomp.TOKENS.items() if t == found.arch), ""))
-    assert result.raw is not None
-    if call is None or call in dropped or not any(_mixed(side.raw, call) for side in sides):
+    abi = next((arch for arch, token in libseccomp.TOKENS.items() if token == found.arch), "")
+    call = libseccomp.name(found.number, abi)
+    if call is None or len(dropped) > _MOST_LOWERED or not any(_misread(side, found, host) for side in sides):
         raise Bug("seccomp", "linux.seccomp", str(found), "no looser than either side", "report this") from found
-    dropped.append(call)
-    rules = [rule for rule in result.raw["syscalls"] if call not in rule["names"]]
+    if call not in dropped:
+        dropped.append(call)
+    assert result.raw is not None
+    default = ACTIONS[result.raw["defaultAction"]]
+    mine = [ACTIONS[rule["action"]] for rule in result.raw["syscalls"] if call in rule["names"]]
+    least = min(*mine, bpf.severity(found.bound), default)
+    rules = []
     for rule in result.raw["syscalls"]:
-        if call in rule["names"] and len(rule["names"]) > 1:
-            rules.append({**rule, "names": [name for name in rule["names"] if name != call]})
-    # Nothing is harder than this, and what the side's own filter does is anyone's guess.
-    rules.append({"names": [call], "action": "SCMP_ACT_KILL_PROCESS"})
+        left = [name for name in rule["names"] if name != call]
+        if left:
+            rules.append({**rule, "names": left})
+    if least < default:
+        rules.append({"names": [call], "action": ACTION_NAMES[least]})
     return Profile({**result.raw, "syscalls": rules})
 
 
-def _mixed(raw: dict[str, Any] | None, call: str) -> bool:
-    """Whether `raw` has conditions on a call, and several actions for it."""
-    rules = [rule for rule in (raw or {}).get("syscalls") or () if call in rule["names"]]
-    return any(rule.get("args") for rule in rules) and len({(r["action"], r.get("errnoRet")) for r in rules}) > 1
+def _misread(side: Profile, found: Looser, host: str) -> bool:
+    """Whether the filter of `side` answers the vector more harshly than that of its own meaning does."""
+    meaning = Profile({**emit.emit(side.model, host), "architectures": [NATIVE[host]]})
+    answers = []
+    for profile in (meaning, side):
+        (program,) = compiled([profile], host, 1)
+        answers.append(bpf.severity(bpf.run(program, 0, bpf.words_of(found.arch, found.number, found.seen))))
+    return answers[0] > answers[1]
 
 
 def compiled(profiles: list[Profile], host: str, optimize: int) -> list[bpf.Program]:
@@ -161,7 +178,7 @@ def compare(
             probes += len(ends)
             if _foreign(arch, number, loaded):
                 if outcome >= 0 or bpf.severity(~outcome) > KILL_THREAD:
-                    raise Looser(arch, number, (), ~outcome, 0)
+                    raise Looser(arch, number, _ZEROS, _ZEROS, ~outcome, 0)
             elif outcome < 0 and (bpf.severity(~outcome) == 0 or all(end < 0 for end in ends)):
                 _fixed(arch, number, outcome, ends)
             elif any(end >= 0 or bpf.severity(~end) < 7 for end in ends):
@@ -183,24 +200,40 @@ def _fixed(arch: int, number: int, outcome: int, ends: list[int]) -> None:
     mine = bpf.severity(~outcome)
     for end in ends:
         if end < 0 and mine > bpf.severity(~end):
-            raise Looser(arch, number, (), ~outcome, ~end)
+            raise Looser(arch, number, _ZEROS, _ZEROS, ~outcome, ~end)
 
 
 def _vectors(arch: int, number: int, every: list[tuple[bpf.Program, int]], chance: random.Random, count: int) -> int:
-    """Compare on argument vectors; every: (program, outcome), the result first."""
-    words = bpf.words_of(arch, number, (0,) * 6)
+    """Compare on argument vectors; every: (program, outcome), the result first.
+
+    On a 64-bit ABI each side is asked twice: as the vector is, and as the kernel will see it, ints cut to 32 bits: what a
+    side would stop if it were asked plainly must not pass with high bits set.
+    """
+    wide = _wide(arch, number)
     probes = 0
-    for args in vectors_of(every, chance, count):
-        for index, value in enumerate(args):
-            words[4 + 2 * index] = value & 0xFFFFFFFF
-            words[5 + 2 * index] = value >> 32
+    for sent in vectors_of(every, chance, count):
+        words = bpf.words_of(arch, number, sent)
         mine = answer(*every[0], words)
-        for program, outcome in every[1:]:
-            bound = answer(program, outcome, words)
-            probes += 1
-            if bpf.severity(mine) > bpf.severity(bound):
-                raise Looser(arch, number, tuple(args), mine, bound)
+        rank = bpf.severity(mine)
+        cut = tuple(value if index in wide else value & LOW for index, value in enumerate(sent))
+        for seen in (sent,) if cut == sent else (sent, cut):
+            if seen is cut:
+                words = bpf.words_of(arch, number, cut)
+            for program, outcome in every[1:]:
+                bound = answer(program, outcome, words)
+                probes += 1
+                if rank > bpf.severity(bound):
+                    raise Looser(arch, number, sent, seen, mine, bound)
     return probes
+
+
+def _wide(arch: int, number: int) -> frozenset[int]:
+    """The arguments of a call that the kernel takes as they are; on ABIs of 32 bits there is nothing to cut."""
+    abi = next((name for name, token in libseccomp.TOKENS.items() if token == arch), "")
+    if abi in NARROW or number & _X32:
+        return frozenset(range(6))
+    call = libseccomp.name(number, abi)
+    return frozenset(index for name, index in WIDE if name == call)
 
 
 def answer(program: bpf.Program, outcome: int, words: list[int]) -> int:

@@ -13,6 +13,7 @@ from shim.lattice import Decrease, Value, at, listed, with_key
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from shim.kernel import Facts
     from shim.lattice import Section, Spec
@@ -109,7 +110,7 @@ def from_policy(section: Section) -> Capabilities:
 
 
 def apply_to_spec(spec: Spec, value: Capabilities, facts: Facts) -> Spec:
-    if from_spec(spec, facts) == value:
+    if from_spec(spec, facts) == value and _plain(at(spec, KEYS[0], {})):
         return spec
     written = {name: names_of(mask) for name, mask in zip(SETS, value.sets)}
     out = with_key(spec, "process.capabilities", written)
@@ -155,10 +156,16 @@ def mask_of(names: list[str] | tuple[str, ...]) -> int:
     return mask
 
 
+def _plain(asked: dict[str, Any]) -> bool:
+    """Whether every name is one of ours to the letter. libcap, which crun uses, reads "21" and "CAP_KILL+x" as names
+    too: what this table does not know must not be left for a delegate to understand.
+    """
+    return all(name[:4] == "CAP_" and name[4:] in BIT for names in asked.values() for name in names or ())
+
+
 def _mask(names: Iterable[str]) -> int:
     mask = 0
     for name in names:
-        # runc warns of an unknown name and goes on, crun fails: one that this table lacks is lowered away.
         upper = name.upper()
         mask |= BIT.get(upper[4:] if upper.startswith("CAP_") else upper, 0)
     return mask

@@ -2,8 +2,9 @@
 
 The rules of a spec are an ordered list; they are folded into one of two forms: a list of what is allowed, or "all but
 some". Where a denial cuts a wildcard in part, the whole wildcard goes: a fold may err only towards less.
-Delegates add their defaults (null, zero, full, random, urandom, tty, console, ptmx, pts) to whatever is written, so
-DEFAULTS belong to every value but BOTTOM. Source: cgroup-v1/devices, runtime-spec config-linux.md "Devices".
+Delegates add their defaults (null, zero, full, random, urandom, tty, ptmx, pts; runc also tun, useless without
+NET_ADMIN) to whatever is written, so DEFAULTS belong to every value but BOTTOM. console (5:1) is not among them: it is
+the host's; a container's /dev/console is a pty. Source: cgroup-v1/devices, runtime-spec config-linux.md "Devices".
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ DEFAULTS = (
     ("c", 1, 8),  # random
     ("c", 1, 9),  # urandom
     ("c", 5, 0),  # tty
-    ("c", 5, 1),  # console
     ("c", 5, 2),  # ptmx
     ("c", 136, ANY),  # pts
 )
@@ -81,7 +81,7 @@ def from_spec(spec: Spec, facts: Facts) -> Devices:
     all_but, rules = False, set(STANDARD)
     for entry in at(spec, KEYS[1], ()):
         all_but, rules = _fold(all_but, rules, entry)
-    nodes = frozenset(_node(entry) for entry in at(spec, KEYS[0], ()))
+    nodes = frozenset(_node(entry, facts) for entry in at(spec, KEYS[0], ()))
     return Devices(all_but, _widest(frozenset(rules)), nodes, frozenset(at(spec, KEYS[2], ())))
 
 
@@ -101,7 +101,7 @@ def apply_to_spec(spec: Spec, value: Devices, facts: Facts) -> Spec:
     if (asked.all_but, asked.rules) != (value.all_but, value.rules):
         out = with_key(out, KEYS[1], _written(value))
     if asked.nodes != value.nodes and value.nodes is not None:
-        kept = [entry for entry in at(spec, KEYS[0], ()) if _node(entry) in value.nodes]
+        kept = [entry for entry in at(spec, KEYS[0], ()) if _node(entry, facts) in value.nodes]
         out = with_key(out, KEYS[0], kept or None)
     if asked.links != value.links and value.links is not None:
         kept_links = {name: link for name, link in at(spec, KEYS[2], {}).items() if name in value.links}
@@ -137,8 +137,10 @@ def _fold(all_but: bool, rules: set[Rule], entry: dict[str, Any]) -> tuple[bool,
         raise Invalid(NAME, KEYS[1], f"{kind} {access}", "type a, b or c and access of r, w, m", "correct the rule")
     kinds = ("b", "c") if kind == "a" else ("c" if kind == "u" else kind,)
     named = {(one, major, minor, letter) for one in kinds for letter in access}
+    if kind == "a" and (major, minor) != (ANY, ANY):
+        # The kernel's v1 controller ignores the numbers, crun's v2 program does not.
+        raise Invalid(NAME, KEYS[1], f"type a with {major}:{minor}", "type a alone", "name b or c, or no numbers")
     if kind == "a" or (major == minor == ANY and len(named) == 6):
-        # The kernel takes an `a` rule for everything, whatever numbers stand beside it.
         return (True, set()) if allow else (False, set())
     if allow == all_but:
         return all_but, {rule for rule in rules if not any(_covers(one, rule) for one in named)}
@@ -152,9 +154,16 @@ def _number(entry: dict[str, Any], which: str) -> int:
     return ANY if number is None or number < 0 else int(number)
 
 
-def _node(entry: dict[str, Any]) -> Node:
-    kind = entry.get("type", "")
-    return entry.get("path", ""), "c" if kind == "u" else kind, entry.get("major", 0), entry.get("minor", 0)
+def _node(entry: dict[str, Any], facts: Facts) -> Node:
+    """A node as asked; of kind '?' where its path is no place for a device.
+
+    runc binds the host's file of that path where mknod is denied to it (in a user namespace, by the device cgroup), so
+    the path must be below /dev and lead to nothing on the host, or to this very device.
+    """
+    kind, path = entry.get("type", ""), entry.get("path", "")
+    node = ("c" if kind == "u" else kind, entry.get("major", 0), entry.get("minor", 0))
+    clean = path.startswith("/dev/") and ".." not in path.split("/")
+    return (path, *(node if clean and facts.nodes.get(path, node) == node else ("?", *node[1:])))
 
 
 def _covers(wide: Rule, rule: Rule) -> bool:
@@ -195,7 +204,7 @@ def _may_have(value: Devices, node: Node) -> bool:
     if value.nodes is not None:
         return node in value.nodes
     if node[1] not in ("b", "c"):
-        return True  # a FIFO is no device
+        return value.all_but and not value.rules
     wanted = [(node[1], node[2], node[3], letter) for letter in "rw"]
     if value.all_but:
         return not any(_overlap(one, no) for one in wanted for no in value.rules)

@@ -58,6 +58,17 @@ OPTIONS.update(
     }
 )
 PROPAGATION = tuple(name for name, (take, give) in OPTIONS.items() if (take | give) & (SLAVE | SHARED))
+# Options that give and take nothing; any other is refused, since delegates turn it into a mount flag (`remount` changes
+# the mount that is there already), act on it themselves (crun's copy-symlink), or hand it to a file system.
+HARMLESS = frozenset(
+    (
+        *("bind", "rbind", "defaults", "async", "sync", "dirsync", "mand", "nomand", "silent", "loud", "tmpcopyup"),
+        *("idmap", "ridmap", "newinstance", "nosymfollow", "symfollow", "lazytime", "nolazytime"),
+        *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime"),
+        *("ratime", "rnoatime", "rdiratime", "rnodiratime", "rrelatime", "rnorelatime", "rstrictatime"),
+    )
+)
+HARMLESS_DATA = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "ptmxmode", "hidepid", "context")
 # Options that reach what is mounted below a bind, or bring it along.
 RECURSIVE = ("rbind", *(name for name in OPTIONS if name[0] == "r" and name[1:] in OPTIONS and name not in PROPAGATION))
 # right -> the options that take it away, for the mount itself and for what stands below a recursive bind.
@@ -266,6 +277,9 @@ def _root(spec: Spec, facts: Facts) -> Entry:
 
 def _entry(position: int, mount: dict[str, Any], facts: Facts) -> Entry:
     place, options, path = destination_of(mount), mount.get("options") or [], mount.get("source") or ""
+    strange = [one for one in options if not _known(one)]
+    if strange:
+        return (position, place, "other", f"{path} {','.join(strange)}", ALL)
     if not is_bind(mount):
         return (position, place, _kernel_class(mount.get("type") or "", place), "", rights_of(options, False, False))
     # Nothing is mounted below a file, and crun 1.8.1 fails on a recursive option there.
@@ -278,6 +292,10 @@ def _entry(position: int, mount: dict[str, Any], facts: Facts) -> Entry:
     return (position, place, "authority" if _over_kernel(place) and kind != "engine" else kind, path, rights)
 
 
+def _known(option: str) -> bool:
+    return option in OPTIONS or option in HARMLESS or option.partition("=")[0] in HARMLESS_DATA
+
+
 def _kernel_class(kind: str, place: str) -> str:
     if (kind, place) in SYSTEM:
         return SYSTEM[kind, place]
@@ -285,8 +303,10 @@ def _kernel_class(kind: str, place: str) -> str:
 
 
 def _over_kernel(place: str) -> bool:
-    """Whether a mount at `place` would cover what masks and read-only paths protect."""
-    return place.startswith(("/proc/", "/sys/")) or place in ("/proc", "/sys")
+    """Whether a mount at `place` would cover what masks and read-only paths protect, or the null device that they are
+    made of (CVE-2025-31133).
+    """
+    return place.startswith(("/proc/", "/sys/", "/dev/null")) or place in ("/proc", "/sys", "/dev")
 
 
 def _within(rights: int, top: int) -> bool:
@@ -364,7 +384,7 @@ CLASS_WORDS = {
     "socket": "a socket of the host",
     "device": "a device of the host",
     "missing": "not there",
-    "other": "a file system that only the host may mount here",
+    "other": "a file system or an option that only the host may use here",
     "volume": "a volume",
     "system": "a directory of the host's system",
     "engine": "a file of the engine",

@@ -79,7 +79,8 @@ def is_clean(path: str) -> bool:
     parts = path.split("/")
     if parts[0] != "" or "." in parts or ".." in parts:
         return False
-    return next((part for part in parts if part), "") not in ("proc", "sys")
+    named = [part for part in parts if part]
+    return named[:1] not in (["proc"], ["sys"]) and named[:2] != ["dev", "fd"]
 
 
 def _meet(a: str | None, b: str | None) -> str | None:

@@ -13,9 +13,12 @@ Here: the door, and what a start may pay. Next door: `shim.seccomp` (meaning, me
 
 from __future__ import annotations
 
+import posix
+
 from shim.lattice import Decrease, at, with_key
 from shim.seccomp.check import check
 from shim.seccomp.profile import Policy, Profile, digest, machine
+from shim.seccomp.vocabulary import NATIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +29,14 @@ if TYPE_CHECKING:
 NAME = "seccomp"
 KEYS = ("linux.seccomp",)
 TOP = Profile(None, "top")
-BOTTOM = Profile({"defaultAction": "SCMP_ACT_KILL_PROCESS", "flags": ["SECCOMP_FILTER_FLAG_LOG"]})
+BOTTOM = Profile(
+    {
+        "defaultAction": "SCMP_ACT_KILL_PROCESS",
+        "architectures": [NATIVE.get(posix.uname().machine, "SCMP_ARCH_X86_64")],
+        "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+        "syscalls": [],
+    }
+)
 
 # Meets that the verb has settled for this process: digests of both sides -> what was proved and is now granted.
 _settled: dict[tuple[str, str], Profile] = {}
@@ -51,19 +61,21 @@ def meet(a: Profile, b: Profile) -> Profile:
     from shim.seccomp import emit, model  # a cache hit does without
 
     host = machine()
+    if a.is_top:
+        return Profile(emit.emit(b.model, host))
     # Engines create a bundle again that we have lowered before: it stays as it is, to the letter. Only what is in our own
     # canonical form may: the meaning of any other JSON is rounded towards deny, the JSON itself is not.
     for side, other in ((a, b), (b, a)):
-        if model.leq(side.model, other.model) and emit.emit(side.model, host) == side.raw:
+        if emit.emit(side.model, host) == side.raw and model.leq(side.model, other.model):
             return side
     return Profile(emit.emit(model.meet(a.model, b.model), host))
 
 
 def instant(a: Profile, b: Profile) -> Profile | None:
-    """The meet where it costs nothing: a side is TOP, both are one, or `admit` has settled it. None otherwise."""
+    """The meet where it costs nothing: the ceiling is TOP, both are one, or `admit` has settled it. None otherwise."""
     if b.is_top:
         return a
-    if a.is_top or a.digest == b.digest:
+    if a.digest == b.digest:
         return b
     return _settled.get((a.digest, b.digest))
 

@@ -24,7 +24,7 @@ class TooMany(Exception):
     """A set has outgrown LIMIT cubes, or the budget is used up: the caller rounds towards deny."""
 
 
-LIMIT = 1024
+LIMIT = 512
 _left = [0]
 
 
@@ -115,7 +115,22 @@ def covered(cube: Cube, cubes: Iterable[Cube]) -> bool:
             near.append(one)
     if len(near) < 2:
         return False
-    return not minus((cube,), tuple(near))
+    return not _escapes(cube, near)
+
+
+def _escapes(cube: Cube, near: list[Cube]) -> bool:
+    """Whether a part of `cube` lies outside all of `near`; depth first, since most that escape do so at once."""
+    todo = [(cube, 0)]
+    while todo:
+        piece, at = todo.pop()
+        while at < len(near) and meet_cube(piece, near[at]) is None:
+            at += 1
+        if at == len(near):
+            return True
+        pieces = minus_cube(piece, near[at])
+        _spend(1 + len(pieces))
+        todo += [(one, at + 1) for one in reversed(pieces)]
+    return False
 
 
 def leq(a: Cubes, b: Cubes) -> bool:
@@ -164,6 +179,12 @@ def low_only(cube: Cube, wide: frozenset[int] | None) -> Cube | None:
             mask |= FULL64 ^ LOW
         out.append((index, mask, value))
     return tuple(out)
+
+
+def tight(cubes: Cubes) -> Cubes:
+    """The part of a set whose compared words have a high half of zero, where only the low one was looked at."""
+    high = FULL64 ^ LOW
+    return tuple(tuple((i, mask | high if mask <= LOW else mask, v) for i, mask, v in cube) for cube in cubes)
 
 
 def any_high(cube: Cube, wide: frozenset[int] | None) -> Cube:

@@ -136,11 +136,19 @@ def _leq(a: Entry, b: Entry) -> bool:
 def _meet(a: Entry, b: Entry, errno_of: Any) -> Entry:
     errno = _errno_of(a, b, errno_of)
     try:
-        grant = cubes.meet(a[1], b[1])
+        grant = _granted(a[1], b[1])
         hard = SOFT if a[0] is b[0] is SOFT else tuple(cubes.meet(x, y) for x, y in zip(a[0], b[0], strict=True))
     except cubes.TooMany:
         return uniform(min(_lowest(a), _lowest(b)), errno)
     return hard, grant, min(a[2], b[2]) if grant else ALLOW, errno  # type: ignore[return-value]
+
+
+def _granted(a: Cubes, b: Cubes) -> Cubes:
+    """a ∩ b; of ints without high bits only where the whole is too many cubes (deny-list ∧ containers-common)."""
+    try:
+        return cubes.meet(a, b)
+    except cubes.TooMany:
+        return cubes.meet(cubes.tight(a), cubes.tight(b))
 
 
 def _errno_of(a: Entry, b: Entry, errno_of: Any) -> int:

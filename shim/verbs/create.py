@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from shim import argv, bundle, hostpaths, kernel, plan, policy, product, runc, spec, state, wire
-from shim.dim import mounts
+from shim.dim import mounts, namespaces
 from shim.verbs import gate
 
 TYPE_CHECKING = False
@@ -41,9 +41,9 @@ def run(call: Call, context: Context) -> int:
     facts.launcher = gate.launcher()
     ceiling = product.from_policy(chosen.sections)
     # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
-    pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else []
+    pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else {}
     root = state.root_of(call.root, delegate.kind, env)
-    hook = _hook(facts.launcher, root, container) if pins else None
+    hook = facts.our_hook(root, container) if any(pins.values()) else None
     made = plan.make(asked, ceiling, facts, gate.admitter(delegate), config.mode, hook=hook)
     out = made.data if made.data is not None or not dropped else wire.dumps(made.spec)
 
@@ -54,7 +54,7 @@ def run(call: Call, context: Context) -> int:
     runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
 
 
-def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: list[Any]) -> dict[str, Any]:
+def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: dict[str, Any]) -> dict[str, Any]:
     process = made.spec["process"]
     out: dict[str, Any] = {
         "bundle": hostpaths.real(path),
@@ -71,21 +71,19 @@ def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: li
     return out
 
 
-def _hook(launcher: str, root: str, container: str) -> dict[str, Any]:
-    """Our hook, with an environment of its own: an absent one would inherit the engine's."""
-    return {"path": launcher, "args": ["agentshim", "hook", root, container], "env": ["PATH=/usr/sbin:/usr/bin"]}
+def _pins(asked: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    """What someone else could exchange between our look and the delegate's, for the hook to compare with what is there.
 
-
-def _pins(asked: dict[str, Any], facts: Facts) -> list[list[Any]]:
-    """[destination, device, inode] of each source that someone other than root could exchange between our look and
-    the delegate's mount: the hook compares it with what was mounted. Missing sources are refused by their class.
+    `mounts`: [destination, device, inode] of each source; `namespaces`: [kind, 'at:device:inode'] of each that is
+    named by a path that others can change, or below /proc, where a number may come to mean another process.
     """
-    out = []
+    files = []
     for mount in asked.get("mounts") or ():
         source = facts.sources.get(mount.get("source") or "") if mounts.is_bind(mount) else None
         if source is not None and not source.steady and source.ino:
-            out.append([mounts.destination_of(mount), source.dev, source.ino])
+            files.append([mounts.destination_of(mount), source.dev, source.ino])
     root = facts.sources[mounts.root_key(asked["root"]["path"])]
     if not root.steady and root.ino:
-        out.append(["/", root.dev, root.ino])
-    return out
+        files.append(["/", root.dev, root.ino])
+    lent = [[kind, found] for (kind, path), found in facts.namespaces.items() if not hostpaths.resolve(path)[1]]
+    return {"mounts": files, "namespaces": [one for one in lent if one[1] != namespaces.HOST]}

@@ -31,7 +31,7 @@ def record(root: str, container: str, config: Config) -> dict[str, Any]:
         "lost": True,
         "sections": limit.sections,
         "process": whole["process"],
-        "pins": [],
+        "pins": {},
     }
 
 

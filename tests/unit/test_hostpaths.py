@@ -157,7 +157,7 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     assert not hostpaths.resolve(str(tmp_path / "a"))[1]
 
 
-@pytest.mark.parametrize("path", ["/srv", "/usr/../srv", "//srv/", "/usr/bin/env", "/bin/sh", "/proc/self/exe"])
+@pytest.mark.parametrize("path", ["/srv", "/usr/../srv", "//srv/", "/usr/bin/env", "/bin/sh"])
 def test_resolve_agrees_with_realpath(path: str) -> None:
     assert hostpaths.resolve(path)[0] == os.path.realpath(path)
 

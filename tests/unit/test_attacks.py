@@ -1,0 +1,210 @@
+"""Attacks that once went through, each by its name, on the bytes that would be written or the refusal that comes.
+
+The same on a real kernel: conformance/oci. Here every variant costs a millisecond.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim import plan, policy, product
+from shim.dim import mounts, seccomp
+from shim.errors import Invalid, Refused
+from shim.hostpaths import Places, Source, resolve
+from shim.kernel import Facts
+
+LAUNCHER = "/usr/local/bin/agentshim"
+SPEC: dict[str, Any] = {
+    "ociVersion": "1.0.2",
+    "process": {"args": ["x"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+    "root": {"path": "rootfs"},
+    "mounts": [],
+    "linux": {"namespaces": [{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts", "cgroup")]},
+}
+
+
+def facts(**more: Any) -> Facts:
+    out = Facts()
+    out.launcher = LAUNCHER
+    out.sources = {
+        "root:rootfs": Source("volume", "/b/rootfs", 1, 1),
+        "/srv/vol": Source("volume", "/srv/vol", 1, 2),
+        "/usr/share": Source("system", "/usr/share", 1, 3),
+    }
+    out.programs = {LAUNCHER: LAUNCHER, "/usr/bin/podman": "/usr/bin/podman", "/proc/9/exe": "/usr/sbin/dockerd"}
+    out.programs["/usr/sbin/dockerd"] = "/usr/sbin/dockerd"
+    for name, value in more.items():
+        setattr(out, name, value)
+    return out
+
+
+def granted(change: dict[str, Any], known: Facts | None = None, name: str = "agent") -> Any:
+    """What the policy makes of SPEC with `change` laid over it, key by key."""
+    spec = copy.deepcopy(SPEC)
+    for path, value in change.items():
+        here = spec
+        *parents, last = path.split(".")
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[last] = value
+    ceiling = product.from_policy(policy.load(name, policy.Config({})).sections)
+    ceiling["seccomp"] = seccomp.TOP
+    return plan.make(spec, ceiling, known or facts(), lambda asked, top, mask: None).spec
+
+
+@pytest.mark.parametrize(
+    "name", ["21", "0x15", "cap_sys_admin ", "CAP_SYS_ADMIN+x", "cap_chown", "SYS_ADMIN", "CAP_NEW"]
+)
+def test_capability_names_that_only_libcap_reads(name: str) -> None:
+    sets = {kind: [name] for kind in ("bounding", "effective", "permitted")}
+    out = granted({"process.capabilities": sets, "process.noNewPrivileges": True})
+    assert not any(out["process"]["capabilities"].values())
+
+
+def ours(**change: Any) -> dict[str, Any]:
+    return {**Facts.our_hook(facts(), "/r", "c"), **change}
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer", "poststart", "poststop"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        ours(env=["LD_PRELOAD=/vol/evil.so"]),
+        ours(args=["agentshim", "hook", "/r", "c", "more"]),
+        {"path": "/usr/bin/podman", "args": ["podman", "unshare", "sh", "-c", "id"]},
+        {"path": "/proc/9/exe", "args": ["dockerd", "--config-file", "/vol/evil.json"]},
+        {
+            "path": "/proc/9/exe",
+            "args": ["libnetwork-setkey", "-exec-root=/x", "ab", "cd"],
+            "env": ["LD_PRELOAD=/vol/x"],
+        },
+        {"path": "/tmp/evil"},
+    ],
+)
+def test_forged_hooks(kind: str, hook: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match="hooks"):
+        granted({"hooks": {kind: [hook]}})
+
+
+def test_dockerds_own_hook_passes_by_its_real_file() -> None:
+    setkey = {"path": "/proc/9/exe", "args": ["libnetwork-setkey", "-exec-root=/run/docker", "ab12", "cd34"]}
+    out = granted({"hooks": {"prestart": [setkey]}})
+    assert out["hooks"]["prestart"] == [{**setkey, "path": "/usr/sbin/dockerd"}]
+
+
+def test_our_own_hook_that_we_did_not_write_is_removed() -> None:
+    assert granted({"hooks": {"createRuntime": [ours()]}})["hooks"]["createRuntime"] == []
+
+
+@pytest.mark.parametrize(
+    ("node", "there"),
+    [
+        ({"path": "/etc/shadow", "type": "c", "major": 1, "minor": 3}, {"/etc/shadow": ("", 0, 0)}),
+        ({"path": "/etc/shadow", "type": "p"}, {"/etc/shadow": ("", 0, 0)}),
+        ({"path": "/dev/sock", "type": "c", "major": 1, "minor": 3}, {"/dev/sock": ("", 0, 0)}),
+        ({"path": "/dev/../etc/shadow", "type": "c", "major": 1, "minor": 3}, {}),
+        ({"path": "/dev/vda", "type": "b", "major": 254, "minor": 0}, {"/dev/vda": ("b", 254, 0)}),
+        ({"path": "/dev/x", "type": "block", "major": 254, "minor": 0}, {}),
+        ({"path": "/dev/console", "type": "c", "major": 5, "minor": 1}, {"/dev/console": ("c", 5, 1)}),
+    ],
+)
+def test_device_nodes_that_bind_or_open_the_hosts(node: dict[str, Any], there: dict[str, Any]) -> None:
+    """runc binds the host's file of a node's path where mknod is denied, as in a user namespace."""
+    assert not granted({"linux.devices": [node]}, facts(nodes=there))["linux"].get("devices")
+
+
+def test_a_standard_node_passes() -> None:
+    null = {"path": "/dev/null", "type": "c", "major": 1, "minor": 3}
+    assert granted({"linux.devices": [null]}, facts(nodes={"/dev/null": ("c", 1, 3)}))["linux"]["devices"] == [null]
+
+
+def test_a_rule_for_all_types_with_numbers() -> None:
+    """The v1 controller ignores the numbers and denies all; crun's v2 program denies that one device."""
+    rules = [{"allow": True, "access": "rwm"}, {"allow": False, "type": "a", "major": 1, "minor": 99, "access": "rwm"}]
+    with pytest.raises(Invalid, match="type a"):
+        granted({"linux.resources": {"devices": rules}})
+
+
+def bind(options: list[str], place: str = "/data", source: str = "/srv/vol") -> dict[str, Any]:
+    return {"destination": place, "type": "bind", "source": source, "options": options}
+
+
+@pytest.mark.parametrize("option", ["remount", "copy-symlink", "lowerdir=/etc", "x-mount.mkdir", "REMOUNT", "nosuch"])
+def test_options_that_do_more_than_they_say(option: str) -> None:
+    with pytest.raises(Refused, match="mounts"):
+        granted({"mounts": [bind(["rbind", "ro"], source="/usr/share"), bind(["bind", option, "rw"])]})
+
+
+@pytest.mark.parametrize("place", ["/dev", "/dev/null", "/proc/sys", "/sys", "dev", "//dev/", "/proc"])
+def test_a_volume_over_what_masks_are_made_of(place: str) -> None:
+    with pytest.raises(Refused, match="mounts"):
+        granted({"mounts": [bind(["rbind"], place)]})
+
+
+@pytest.mark.parametrize(
+    "kind", ["proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devtmpfs", "overlay", "ext4", "nfs", ""]
+)
+def test_a_second_view_of_the_kernel(kind: str) -> None:
+    with pytest.raises(Refused, match="mounts"):
+        granted({"mounts": [{"destination": "/elsewhere", "type": kind, "source": "x"}]})
+
+
+def test_a_source_inside_the_containers_own_root(tmp_path: Path) -> None:
+    """By the time it is mounted, rootfs/proc is a proc without masks."""
+    root = tmp_path / "bundle" / "rootfs"
+    (root / "proc").mkdir(parents=True)
+    assert Places(str(tmp_path / "bundle"), str(root)).classify(str(root / "proc")).kind == "authority"
+
+
+def test_a_source_through_another_process(tmp_path: Path) -> None:
+    """/proc/PID/root is a link whose text says / and whose meaning is another root."""
+    here = Places(str(tmp_path), str(tmp_path / "rootfs"))
+    for path in ("/proc/self/root/srv", "/proc/self/cwd", "/proc/1/root/home"):
+        assert here.classify(path).kind in ("authority", "missing")
+        assert not resolve(path)[1]
+
+
+def test_engine_files_only_in_their_place(tmp_path: Path) -> None:
+    layer = tmp_path / "data" / "overlay2"
+    other = layer / "other" / "diff"
+    for name in ("etc/hosts", "run/hosts", "volumes/v/_data/hosts"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_text("")
+    (layer / "mine" / "merged").mkdir(parents=True)
+    here = Places(str(tmp_path / "bundle"), str(layer / "mine" / "merged"))
+    for name in ("etc/hosts", "run/hosts", "volumes/v/_data/hosts", "run", "volumes/v/_data"):
+        assert here.classify(str(other / name)).kind == "authority"
+
+
+@pytest.mark.parametrize(
+    "path", ["/run/lock", "/var/backups", "/var/spool", "/run", "/usr/lib", "/etc/ssl", "/var/lib"]
+)
+def test_a_directory_of_the_host_as_root(tmp_path: Path, path: str) -> None:
+    assert Places(str(tmp_path), path).root(path).kind in ("authority", "missing")
+
+
+def test_a_volume_is_never_taken_for_steady(tmp_path: Path) -> None:
+    """Another container's root is uid 0 too: below a volume that it holds, it can exchange what root owns."""
+    (tmp_path / "shared" / "sub").mkdir(parents=True)
+    here = Places(str(tmp_path / "bundle"), str(tmp_path / "bundle" / "rootfs"))
+    assert not here.classify(str(tmp_path / "shared" / "sub")).steady
+
+
+@pytest.mark.parametrize(
+    "cwd", ["/proc/self/fd/7", "/dev/fd/7", "//proc/1", "/a/../proc", "relative", "/sys/fs", "/./x"]
+)
+def test_working_directories_that_lead_out(cwd: str) -> None:
+    with pytest.raises(Refused, match="process"):
+        granted({"process.cwd": cwd})
+
+
+def test_mounts_of_the_host_root_are_named() -> None:
+    known = facts()
+    known.sources["/"] = Source("authority", "/", 1, 9)
+    with pytest.raises(Refused, match="authority over the host"):
+        granted({"mounts": [bind(["rbind"], "/host", "/")]}, known)
+    assert mounts.BOTTOM.entries == ()

@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -178,8 +177,9 @@ def room(prefix: str = "asc-") -> Iterator[Room]:
 
     Its path is short, since a socket's path holds 108 bytes, and of root's alone, since agentshim wants bundles so.
     """
-    base = Path(tempfile.mkdtemp(prefix=prefix, dir=os.environ.get("CONFORMANCE_TMP", "/tmp")))
-    base.chmod(0o711)  # userns-remapped and rootless users traverse it
+    # hexadecimal: the name is a containerd namespace, a cgroup and a bridge as well
+    base = Path(os.environ.get("CONFORMANCE_TMP", "/tmp")) / f"{prefix}{os.urandom(4).hex()}"
+    base.mkdir(mode=0o711)  # userns-remapped and rootless users traverse it
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP]
     with subprocess.Popen(argv, cwd=base, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as setup:
         try:

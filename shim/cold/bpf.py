@@ -1,8 +1,9 @@
-"""Classic BPF of seccomp: what a program answers. Written from seccomp(2) and bpf(4), for the instructions that filters use.
+"""Classic BPF of seccomp: what a program answers. Written from seccomp(2) and bpf(4), for the instructions that
+filters use.
 
 `outcomes` splits all numbers of a ABI over the program at once, since most calls are decided by number alone (1 ms for
-472 calls; one by one, a linear program takes 100 ms); what reads arguments is left at the instruction where it starts to,
-and `run` goes on from there. Nothing is allocated in a step of `run`. Next door: `prove` compares programs.
+472 calls; one by one, a linear program takes 100 ms); what reads arguments is left at the instruction where it starts
+to, and `run` goes on from there. Nothing is allocated in a step of `run`. Next door: `prove` compares programs.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def run(program: Program, start: int, words: Sequence[int]) -> int:
 
 
 def outcomes(program: Program, arch: int, numbers: set[int]) -> dict[int, int]:
-    """For each number of the ABI with token `arch`: the answer as ~answer (negative), or the instruction >= 0 from which
-    `run` decides with the arguments.
+    """For each number of the ABI with token `arch`: the answer as ~answer (negative), or the instruction >= 0 from
+    which `run` decides with the arguments.
     """
     out: dict[int, int] = {}
     todo: list[tuple[int, int | None, set[int]]] = [(0, 0, set(numbers))]

@@ -1,8 +1,8 @@
 """The machine's libseccomp: OCI profile -> the BPF that a delegate would load.
 
 Why not pyseccomp: it is this same ctypes binding behind 27 ms of ldconfig and gcc, and a host needs no pip package to
-start a container (pyseccomp is the tests' second opinion). Belongs here: the delegates' ways of feeding libseccomp, read
-in the behaviour of runc 1.1.5 and crun 1.8.1. Next door: `bpf` knows what a program does.
+start a container (pyseccomp is the tests' second opinion). Belongs here: the delegates' ways of feeding libseccomp,
+read in the behaviour of runc 1.1.5 and crun 1.8.1. Next door: `bpf` knows what a program does.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def compile(raw: dict[str, Any], machine: str, optimize: int) -> bytes:
 def compiled(jobs: list[tuple[dict[str, Any], int]], machine: str, seconds: float = 5.0) -> list[bytes]:
     """compile() of each (OCI object, optimize), in a child process that may take `seconds` altogether.
 
-    libseccomp 2.5.4 never comes to an end on some profiles of six rules, and a delegate would hang on them too: Invalid.
-    The child costs 1 ms.
+    libseccomp 2.5.4 never comes to an end on some profiles of six rules, and a delegate would hang on them too:
+    Invalid. The child costs 1 ms.
     """
     library()
     reader, writer = os.pipe()

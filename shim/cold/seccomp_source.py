@@ -3,7 +3,7 @@
     None, "top"                       as they are
     {"profile": "agent"}              one of shim/policies/seccomp/*.toml
     {"file": "x.json"}                a profile in Docker's form or OCI's, relative to the policy's directory
-    "add": ["name", "@group", ...]    raw joins: names, or groups of policies/seccomp/groups.toml; also as tables {names = [...]}
+    "add": ["name", "@group", ...]    raw joins, groups of policies/seccomp/groups.toml; also as tables {names = [...]}
     "architectures": ["x86"]          ABIs beside the native one; a file's own list of them does not count
 
 Belongs here: reading and checking. Next door: `cold.seccomp_toml` reads our own profiles; `seccomp.resolve` resolves
@@ -56,7 +56,9 @@ def from_file(path: str) -> dict[str, Any]:
 
 
 def normal(tree: Any, key: str) -> dict[str, Any]:
-    """A profile of Docker's or OCI's form, checked, as our source form: no architectures, flags present, no listener."""
+    """A profile of Docker's or OCI's form, checked, as our source form: no architectures, flags present, no
+    listener.
+    """
     if not isinstance(tree, dict):
         raise Invalid("seccomp", key, tree, "a JSON object", "correct the profile")
     out = {name: value for name, value in tree.items() if name not in _DOCKER_ONLY}

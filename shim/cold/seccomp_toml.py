@@ -1,8 +1,8 @@
 """Our own profiles: policies/seccomp/*.toml -> the source form of a profile (rules with conditions and capabilities).
 
-`inherits` names other profiles, whose rules come first; the rules of all are joined. `when` holds conditions that must all
-be true, one an argument; `unless` holds conditions of which none may be. Constants are taken from all files of a chain.
-Belongs here: reading our own files, which are ours to trust: a mistake in one is a Bug.
+`inherits` names other profiles, whose rules come first; the rules of all are joined. `when` holds conditions that must
+all be true, one an argument; `unless` holds conditions of which none may be. Constants are taken from all files of a
+chain. Belongs here: reading our own files, which are ours to trust: a mistake in one is a Bug.
 """
 
 from __future__ import annotations
@@ -133,8 +133,12 @@ def _plain(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for capability, every in sorted(by_capability.items()):
         rule = {"names": sorted(every), "action": "SCMP_ACT_ALLOW"}
         out.append({**rule, "includes": {"caps": [capability]}} if capability else rule)
-    free = by_capability.get("", set())
+    free = by_capability.pop("", set())
     rules[:] = [rule for rule in rules if "args" not in rule or not free.issuperset(rule["names"])]
+    for rule in rules:
+        caps = sorted(cap for cap, every in by_capability.items() if "args" in rule and every.issuperset(rule["names"]))
+        if caps:  # an unconditional rule takes its place then; side by side, libseccomp would lose one of them
+            rule["excludes"] = {"caps": caps}
     return out
 
 

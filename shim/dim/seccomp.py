@@ -1,12 +1,12 @@
 """System calls and their arguments. Order: a <= b iff every call that passes a passes b, with no gentler denial.
 
 The order is that of `shim.seccomp.model`: the strictest reading of the JSON, so that a meet lies below both compiled
-filters. TOP is no filter, BOTTOM kills at the first call. Values are equal where their meaning is; the errno of a denial
-is no authority and may differ between equal values.
+filters. TOP is no filter, BOTTOM kills at the first call. Values are equal where their meaning is; the errno of a
+denial is no authority and may differ between equal values.
 
-Not held: nothing in the model's order. Against compiled filters a meet is a lower bound (proved), not the greatest: numbers
-without a name are denied, overlaps within one profile and int arguments are rounded towards deny, TRACE and NOTIFY
-become ENOSYS, an ABI with socketcall is dropped where conditions on sockets could not be kept.
+Not held: nothing in the model's order. Against compiled filters a meet is a lower bound (proved), not the greatest:
+numbers without a name are denied, overlaps within one profile and int arguments are rounded towards deny, TRACE and
+NOTIFY become ENOSYS, an ABI with socketcall is dropped where conditions on sockets could not be kept.
 
 Here: the door, and what a start may pay. Next door: `shim.seccomp` (meaning, meet, cache), `cold.prove` (the proof).
 """
@@ -63,8 +63,8 @@ def meet(a: Profile, b: Profile) -> Profile:
     host = machine()
     if a.is_top:
         return Profile(emit.emit(b.model, host))
-    # Engines create a bundle again that we have lowered before: it stays as it is, to the letter. Only what is in our own
-    # canonical form may: the meaning of any other JSON is rounded towards deny, the JSON itself is not.
+    # Engines create a bundle again that we have lowered before: it stays as it is, to the letter. Only what is in our
+    # own canonical form may: the meaning of any other JSON is rounded towards deny, the JSON itself is not.
     for side, other in ((a, b), (b, a)):
         if emit.emit(side.model, host) == side.raw and model.leq(side.model, other.model):
             return side
@@ -81,7 +81,9 @@ def instant(a: Profile, b: Profile) -> Profile | None:
 
 
 def admit(asked: Profile, ceiling: Profile, granted: Profile) -> None:
-    """Settle meet(asked, ceiling) for this process: `granted` was proved to lie below both, now or in an earlier one."""
+    """Settle meet(asked, ceiling) for this process: `granted` was proved to lie below both, now or in an earlier
+    one.
+    """
     _settled[asked.digest, ceiling.digest] = granted
 
 

@@ -2,12 +2,11 @@
 
 A cube is a tuple of (argument, mask, value), ascending by argument, at most one an argument, mask not zero and value
 inside mask: the vectors whose argument & mask == value for each of them. () is every vector. A set is a tuple of cubes;
-they may overlap. Pure arithmetic of 64-bit words: what an action is, `model` knows.
+they may overlap. Pure arithmetic of 64-bit words. Next door: `words` makes cubes of comparisons and knows the kernel's
+ints.
 """
 
 from __future__ import annotations
-
-from shim.seccomp.vocabulary import FULL64, LOW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,71 +162,6 @@ def spare(cubes: Iterable[Cube]) -> Cubes:
             if len(kept) > LIMIT:
                 raise TooMany
     return tuple(kept)
-
-
-def low_only(cube: Cube, wide: frozenset[int] | None) -> Cube | None:
-    """The part of `cube` that means the same when the kernel cuts its int arguments to 32 bits; None if nothing does.
-
-    wide: the arguments of 64 bits, which are left alone. An int stays where its high half is not looked at, and is
-    required to be zero where it is.
-    """
-    out = []
-    for index, mask, value in cube:
-        if mask > LOW and not (wide and index in wide):
-            if value > LOW:
-                return None
-            mask |= FULL64 ^ LOW
-        out.append((index, mask, value))
-    return tuple(out)
-
-
-def tight(cubes: Cubes) -> Cubes:
-    """The part of a set whose compared words have a high half of zero, where only the low one was looked at."""
-    high = FULL64 ^ LOW
-    return tuple(tuple((i, mask | high if mask <= LOW else mask, v) for i, mask, v in cube) for cube in cubes)
-
-
-def any_high(cube: Cube, wide: frozenset[int] | None) -> Cube:
-    """`cube` widened to all vectors that the kernel cuts to one inside it."""
-    out = []
-    for index, mask, value in cube:
-        if mask > LOW and value <= LOW and not (wide and index in wide):
-            mask &= LOW
-            if not mask:
-                continue
-        out.append((index, mask, value))
-    return tuple(out)
-
-
-def compare(op: str, value: int, two: int) -> tuple[tuple[int, int], ...]:
-    """The (mask, value) pairs whose union is `argument op value`, on 64 bits without sign; op without SCMP_CMP_."""
-    if op == "EQ":
-        return ((FULL64, value),)
-    if op == "MASKED_EQ":
-        return ((value, two),) if not two & ~value else ()
-    if op == "LT":
-        return _below(value)
-    if op == "LE":
-        return _below(value + 1)
-    if op == "GT":
-        return _above(value)
-    if op == "GE":
-        return _above(value - 1) if value else ((0, 0),)
-    return _below(value) + _above(value)
-
-
-def _below(value: int) -> tuple[tuple[int, int], ...]:
-    """All words < value: a prefix for each bit set in it."""
-    if value > FULL64:
-        return ((0, 0),)
-    return tuple((FULL64 ^ ((1 << b) - 1), (value ^ (1 << b)) >> b << b) for b in range(63, -1, -1) if value >> b & 1)
-
-
-def _above(value: int) -> tuple[tuple[int, int], ...]:
-    """All words > value: a prefix for each bit clear in it."""
-    return tuple(
-        (FULL64 ^ ((1 << b) - 1), (value | (1 << b)) >> b << b) for b in range(63, -1, -1) if not value >> b & 1
-    )
 
 
 def _mask(cube: Cube, index: int) -> int:

@@ -64,7 +64,7 @@ def emit(model: Model, machine: str) -> dict[str, Any]:
 
 
 def _default(model: Model) -> Action:
-    (action, where), *_ = _regions(model.rest, (-1, 0))
+    (action, _), *_ = _regions(model.rest, (-1, 0))
     return action
 
 
@@ -87,7 +87,7 @@ def _regions(entry: Entry, default: Action) -> Regions:
     if grant == cubes.EVERY:
         return [((action, 0), cubes.EVERY)]
     if hard is SOFT:
-        return [((action, 0), grant)] + _remainder(grant, errno, default) if grant else [((ERRNO, errno), cubes.EVERY)]
+        return [((action, 0), grant), *_remainder(grant, errno, default)] if grant else [((ERRNO, errno), cubes.EVERY)]
     least = next((level for level, upper in zip((0, 1, 2), hard, strict=True) if upper != cubes.EVERY), ERRNO)
     try:
         cubes.budget()

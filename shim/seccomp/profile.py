@@ -26,8 +26,8 @@ FORMAT = b"agentshim-seccomp-1"
 class Profile:
     """A filter, or none (TOP). Equal where the meaning is: digests first, else both ways of the order.
 
-    raw: the OCI object, None for TOP; digest: hex, changes with every spelling; model: its meaning; proof: what `cold.prove`
-    recorded of it, None where nothing did.
+    raw: the OCI object, None for TOP; digest: hex, changes with every spelling; model: its meaning; proof: what
+    `cold.prove` recorded of it, None where nothing did.
     """
 
     __slots__ = ("_digest", "_make", "_model", "_raw", "proof")
@@ -59,10 +59,10 @@ class Profile:
     def model(self) -> Model:
         """The meaning; not to be asked of TOP."""
         if self._model is None:
-            from shim.seccomp import model  # 2 ms with what it imports: a cache hit does without
+            from shim.seccomp import reading  # 2 ms with what it imports: a cache hit does without
 
             assert self.raw is not None
-            self._model = model.of(self.raw, machine())
+            self._model = reading.of(self.raw, machine())
         return self._model
 
     def __eq__(self, other: object) -> bool:
@@ -82,7 +82,8 @@ class Profile:
 
 
 class Policy(Profile):
-    """A policy's profile before its capability-conditional rules are resolved; as a Profile, it is without capabilities.
+    """A policy's profile before its capability-conditional rules are resolved; as a Profile, it is without
+    capabilities.
 
     source: JSON text, as `cold.seccomp_source` writes it; caps: mask of the capability bits that it mentions.
     """

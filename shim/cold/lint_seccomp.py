@@ -1,0 +1,208 @@
+"""`agentshim policy lint PROFILE`: what a delegate would lose, turn around or fail on in a seccomp profile.
+
+PROFILE is the name of one of ours, or a JSON file of OCI's or Docker's form, which is read under no capability and
+under all of them. Each finding names the rule's index, the call, and what happens; measured with libseccomp 2.5.4,
+runc 1.1.5 and crun 1.8.1. Nothing is changed. Next door: `seccomp_source` reads profiles, `seccomp.model` gives them a
+meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from shim import wire
+from shim.cold import bpf, libseccomp, seccomp_source, seccomp_toml
+from shim.errors import HostError, Invalid
+from shim.lattice import Value
+from shim.seccomp import cubes, reading, resolve, words
+from shim.seccomp.profile import machine
+from shim.seccomp.vocabulary import ACTIONS, FALLBACK, FULL64, LOG, LOW, NATIVE, WIDE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Indexed = list[tuple[int, dict[str, Any]]]
+
+_SHOWN = 6
+
+
+class Finding(Value):
+    """rule: index, -1 for the profile as a whole; code: the kind, a word; calls: names; text: what happens."""
+
+    __slots__ = ("rule", "code", "calls", "text")
+
+    def __init__(self, rule: int, code: str, calls: tuple[str, ...], text: str) -> None:
+        self.rule = rule
+        self.code = code
+        self.calls = calls
+        self.text = text
+
+    def __str__(self) -> str:
+        where = f"rule {self.rule}" if self.rule >= 0 else "profile"
+        names = ", ".join(self.calls[:_SHOWN]) + (f" and {len(self.calls) - _SHOWN} more" * (len(self.calls) > _SHOWN))
+        return f"{where}: {self.code}: {names}{': ' if names else ''}{self.text}"
+
+
+def lint(name: str) -> list[Finding]:
+    """The findings for one of our profiles by name, or for a file by path. Invalid where it is no profile at all."""
+    if name in seccomp_toml.names():
+        return findings(seccomp_toml.profile(name), [])
+    try:
+        with open(name, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        todo = f"name a file, or {' or '.join(seccomp_toml.names())}"
+        raise HostError("seccomp", name, error.strerror, "a readable profile", todo) from error
+    return lint_json(wire.loads(data, "seccomp", name), name)
+
+
+def lint_json(tree: Any, name: str = "profile") -> list[Finding]:
+    """The findings for a parsed profile of Docker's or OCI's form."""
+    return findings(seccomp_source.normal(tree, name), _abis(tree), bool(tree.get("listenerPath")))
+
+
+def findings(tree: dict[str, Any], abis: list[str], listener: bool = False) -> list[Finding]:
+    """All findings of a source form, once each, in order of the rules."""
+    host = machine()
+    found: dict[tuple[int, str, tuple[str, ...]], Finding] = {}
+    every = [*_frame(tree, abis, listener)]
+    for mask in (0, (1 << len(resolve.CAPABILITIES)) - 1):
+        release = (99, 0)
+        rules = [(i, r) for i, r in enumerate(tree["syscalls"]) if resolve.applies(r, mask, host, release)]
+        every += [*_single(tree, rules, host), *_together(rules), *_compiled(tree, rules, abis, host)]
+    for one in every:
+        found.setdefault((one.rule, one.code, one.calls), one)
+    return sorted(found.values(), key=lambda one: one.rule)
+
+
+def main(name: str) -> int:
+    """Print the findings, one a line. 0 if there are none, 1 otherwise."""
+    every = lint(name)
+    for one in every:
+        print(f"{name}: {one}")
+    return 1 if every else 0
+
+
+def _abis(tree: dict[str, Any]) -> list[str]:
+    """The ABIs beside the native one that a profile asks for on this machine."""
+    native = NATIVE[machine()]
+    listed = list(tree.get("architectures") or ())
+    for entry in tree.get("archMap") or ():
+        if entry.get("architecture") == native:
+            listed += entry.get("subArchitectures") or ()
+    return [abi for abi in listed if abi != native]
+
+
+def _frame(tree: dict[str, Any], abis: list[str], listener: bool) -> Iterator[Finding]:
+    if abis:
+        text = "socketcall and x32 pass rules on socket families; conditions see 32 bits only"
+        yield Finding(-1, "several-abis", tuple(abis), text)
+    if tree["defaultAction"] == "SCMP_ACT_NOTIFY":
+        yield Finding(-1, "notify-default", (), "runc refuses NOTIFY as the default action")
+    if listener:
+        yield Finding(
+            -1, "listener", (), "runc dials listenerPath as root of the host; the peer may let calls continue"
+        )
+
+
+def _single(tree: dict[str, Any], rules: Indexed, host: str) -> Iterator[Finding]:
+    """What is wrong with a rule by itself."""
+    default = (tree["defaultAction"], _errno(tree["defaultAction"], tree.get("defaultErrnoRet")))
+    for index, rule in rules:
+        names = tuple(rule["names"])
+        denies = ACTIONS[rule["action"]] < LOG
+        if (rule["action"], _errno(rule["action"], rule.get("errnoRet"))) == default:
+            yield Finding(
+                index, "equals-default", names, "the delegate leaves the rule out, so it limits no other rule"
+            )
+        unknown = tuple(name for name in names if libseccomp.number(name, NATIVE[host]) == -1)
+        if unknown and denies and ACTIONS[default[0]] >= LOG:
+            yield Finding(index, "unknown-name", unknown, "libseccomp has no such call: the denial is lost")
+        elif unknown := tuple(name for name in unknown if name not in FALLBACK.split()):
+            yield Finding(index, "unknown-name", unknown, "libseccomp has no such call: the rule is left out for it")
+        yield from _arguments(index, rule, denies)
+
+
+def _arguments(index: int, rule: dict[str, Any], denies: bool) -> Iterator[Finding]:
+    args = rule.get("args") or ()
+    seen = [arg["index"] for arg in args]
+    if len(set(seen)) < len(seen):
+        yield Finding(index, "argument-twice", tuple(rule["names"]), "any one of its conditions suffices, not all")
+    for arg in args:
+        ints = tuple(name for name in rule["names"] if (name, arg["index"]) not in WIDE)
+        looks_high = arg["op"] != "SCMP_CMP_MASKED_EQ" or arg["value"] > LOW
+        opens = looks_high if denies else _allows_high(arg)
+        if ints and opens:
+            text = f"argument {arg['index']} is an int: the kernel cuts it to 32 bits, the comparison sees 64"
+            yield Finding(index, "unmasked-int", ints, text)
+
+
+def _allows_high(arg: dict[str, Any]) -> bool:
+    """Whether a condition accepts words for their high half, which the kernel then drops."""
+    pairs = words.compare(arg["op"][9:], arg["value"], arg.get("valueTwo", 0))
+    return any(mask > LOW and (value > LOW or mask >> 32 != FULL64 >> 32) for mask, value in pairs)
+
+
+def _together(rules: Indexed) -> Iterator[Finding]:
+    """What several rules for one call do to each other."""
+    by_name: dict[str, Indexed] = {}
+    for index, rule in rules:
+        for name in rule["names"]:
+            by_name.setdefault(name, []).append((index, rule))
+    for name, own in by_name.items():
+        plain = [pair for pair in own if not pair[1].get("args")]
+        parted = [pair for pair in own if pair[1].get("args")]
+        if plain and parted:
+            yield Finding(parted[0][0], "conditional-lost", (name,), f"rule {plain[0][0]}, unconditional, replaces it")
+        for index, rule in plain[1:]:
+            if _outcome(rule) != _outcome(plain[0][1]):
+                yield Finding(index, "second-lost", (name,), f"rule {plain[0][0]} for the same call came first")
+        yield from _overlaps(name, parted)
+
+
+def _overlaps(name: str, parted: Indexed) -> Iterator[Finding]:
+    cubes.budget()
+    for position, (first, one) in enumerate(parted):
+        for second, two in parted[position + 1 :]:
+            if _outcome(one) == _outcome(two):
+                continue
+            if _conditions(one) == _conditions(two):
+                yield Finding(second, "contradiction", (name,), f"the conditions of rule {first}: the container fails")
+            elif _overlap(one, two):
+                yield Finding(
+                    second, "overlap", (name,), f"overlaps rule {first} of another action; the gentler may win"
+                )
+
+
+def _overlap(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    try:
+        return cubes.overlap(reading.condition_cubes(one), reading.condition_cubes(two))
+    except cubes.TooMany:
+        return True
+
+
+def _compiled(tree: dict[str, Any], rules: Indexed, abis: list[str], host: str) -> Iterator[Finding]:
+    """What only libseccomp can tell: whether it takes the profile at all, and how long the filter is."""
+    plain = [{name: value for name, value in rule.items() if name not in ("includes", "excludes")} for _, rule in rules]
+    raw = {**tree, "architectures": [NATIVE[host], *abis], "syscalls": plain}
+    try:
+        longest = max(len(data) // 8 for data in libseccomp.compiled([(raw, 1), (raw, 2)], host))
+    except Invalid as error:
+        yield Finding(-1, "not-compiled", (), str(error))
+        return
+    if longest > bpf.MOST_INSTRUCTIONS:
+        yield Finding(-1, "too-long", (), f"{longest} instructions, the kernel takes {bpf.MOST_INSTRUCTIONS}")
+
+
+def _errno(action: str, code: int | None) -> int | None:
+    return (1 if code is None else code) if action in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE") else None
+
+
+def _outcome(rule: dict[str, Any]) -> tuple[str, int | None]:
+    return rule["action"], _errno(rule["action"], rule.get("errnoRet"))
+
+
+def _conditions(rule: dict[str, Any]) -> str:
+    return json.dumps(sorted((a["index"], a["op"], a["value"], a.get("valueTwo", 0)) for a in rule["args"]))

@@ -1,0 +1,83 @@
+"""The filter that a delegate really loaded, read out of the kernel, and the proof of a meet repeated on it.
+
+A delegate may bring its own libseccomp, and runc puts a stub for unknown calls in front: what counts is in the kernel.
+Read with PTRACE_SECCOMP_GET_FILTER (Linux 4.4, CONFIG_CHECKPOINT_RESTORE): needs CAP_SYS_ADMIN and a caller without a
+filter of its own. Next door: `prove` compares programs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from shim.cold import bpf, prove
+from shim.cold.simulate import Looser, compare
+from shim.errors import Bug, HostError
+from shim.seccomp.profile import Profile, machine
+
+_SEIZE, _INTERRUPT, _DETACH, _GET_FILTER = 0x4206, 0x4207, 17, 0x420C
+_WALL = 0x40000000  # __WALL: threads too
+_INSTRUCTION = 8  # bytes
+
+
+def verify(pid: int, asked: Profile, ceiling: Profile) -> int:
+    """The number of probes made on the filters of process `pid`, which must let nothing through that a side stops.
+
+    Bug where they do, or where there are none; HostError where the kernel does not show them.
+    """
+    host = machine()
+    sides = [side for side in (asked, ceiling) if not side.is_top]
+    if not sides:
+        return 0
+    bounds = prove.compiled(sides, host, 1)
+    loaded = [bpf.decode(data) for data in filters(pid)]
+    if not loaded:
+        raise Bug("seccomp", f"process {pid}", "no filter", "the granted one", "report this")
+    return _compared(loaded, bounds, asked, ceiling, host)
+
+
+def _compared(loaded: list[bpf.Program], bounds: list[bpf.Program], asked: Profile, ceiling: Profile, host: str) -> int:
+    """Compare each filter with the bounds; the kernel takes the hardest answer, so one below all of them suffices."""
+    served = [prove.tokens(side, host) for side in (asked, ceiling) if not side.is_top]
+    common = served[0] & served[-1]
+    failure: Looser | None = None
+    for program in loaded:
+        try:
+            return compare(program, bounds, host, common, stub=True)
+        except Looser as found:
+            failure = found
+    raise Bug("seccomp", "the loaded filter", str(failure), "no looser than either side", "report this") from failure
+
+
+def filters(pid: int) -> list[bytes]:
+    """The filters of a thread, the latest first, each an array of struct sock_filter. It is stopped for a moment."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    libc.ptrace.restype = ctypes.c_long
+    _ptrace(libc, "PTRACE_SEIZE", _SEIZE, pid, 0, None)
+    try:
+        _ptrace(libc, "PTRACE_INTERRUPT", _INTERRUPT, pid, 0, None)
+        os.waitpid(pid, _WALL)
+        out: list[bytes] = []
+        while (count := libc.ptrace(_GET_FILTER, pid, len(out), None)) >= 0:
+            buffer = ctypes.create_string_buffer(count * _INSTRUCTION)
+            _ptrace(libc, "PTRACE_SECCOMP_GET_FILTER", _GET_FILTER, pid, len(out), buffer)
+            out.append(buffer.raw)
+        code = ctypes.get_errno()
+        if code not in (errno.ENOENT, errno.EINVAL if not out else errno.ENOENT):  # EINVAL: it has no filter at all
+            raise _host("PTRACE_SECCOMP_GET_FILTER", pid, code)
+        return out
+    finally:
+        libc.ptrace(_DETACH, pid, None, None)
+
+
+def _ptrace(libc: ctypes.CDLL, name: str, request: int, pid: int, address: int, data: object) -> None:
+    if libc.ptrace(request, pid, address, data) < 0:
+        raise _host(name, pid, ctypes.get_errno())
+
+
+def _host(name: str, pid: int, code: int) -> HostError:
+    return HostError(
+        "seccomp", name, f"{os.strerror(code)} for process {pid}", "to read its filter", "run as host root"
+    )

@@ -1,0 +1,198 @@
+"""Programs against programs: is one nowhere more permissive than others?
+
+Asked: every number of every ABI, and where arguments matter, vectors of the constants that the programs compare, their
+neighbours, high bits and random words of a fixed seed. Next door: `bpf` runs a program, `prove` says what must hold.
+"""
+
+from __future__ import annotations
+
+import random
+
+from shim.cold import bpf, libseccomp
+from shim.seccomp.vocabulary import KILL_THREAD, LOW, NARROW, WIDE
+
+SEED = 20250101
+VECTORS = 240  # a call whose arguments matter, and ABI
+
+_ZEROS = (0, 0, 0, 0, 0, 0)
+_ENOSYS = 0x00050026
+_X32 = 0x40000000
+_PLAIN = tuple(range(640))
+_EDGES = (0x3FFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+# Every ABI that a machine's kernel can run, and one that none can.
+_ABIS = {
+    "x86_64": {
+        0xC000003E: (*_PLAIN, *(_X32 + number for number in _PLAIN), *_EDGES),
+        0x40000003: (*_PLAIN, *_EDGES),
+        0x4000003E: (0, 1),
+        0x5A5A5A5A: (0, 1),
+    },
+    "aarch64": {
+        0xC00000B7: (*_PLAIN, *_EDGES),
+        0x40000028: (*_PLAIN, *range(0xF0000, 0xF0010), *_EDGES),
+        0x5A5A5A5A: (0, 1),
+    },
+}
+
+
+class Looser(Exception):
+    """The result is more permissive than a side: ABI token, number, arguments, the arguments as the side was asked
+    (cut as the kernel cuts ints, or the same), and the two answers.
+    """
+
+    def __init__(
+        self, arch: int, number: int, sent: tuple[int, ...], seen: tuple[int, ...], answer: int, bound: int
+    ) -> None:
+        super().__init__(arch, number, sent, seen, answer, bound)
+        self.arch, self.number, self.sent, self.seen, self.answer, self.bound = arch, number, sent, seen, answer, bound
+
+    def __str__(self) -> str:
+        sent = ", ".join(hex(value) for value in self.sent)
+        return f"call {self.number} of ABI {self.arch:#x} ({sent}) answers {self.answer:#x}, bound {self.bound:#x}"
+
+
+def compare(
+    program: bpf.Program,
+    sides: list[bpf.Program],
+    host: str,
+    loaded: frozenset[int],
+    seed: int = SEED,
+    vectors: int = VECTORS,
+    stub: bool = False,
+) -> int:
+    """The number of probes made. Looser at the first call that `program` treats more gently than one of `sides`.
+
+    loaded: tokens of the ABIs that `program` serves. The others it must kill, by thread or process: libseccomp does not
+    let a delegate choose, and a kill is as good as the other. stub: runc's own ENOSYS for numbers without a call in
+    front of the filter is fine too.
+    """
+    probes = 0
+    chance = random.Random(seed)
+    for arch, numbers in _ABIS[host].items():
+        result = bpf.outcomes(program, arch, set(numbers))
+        bounds = [bpf.outcomes(side, arch, set(numbers)) for side in sides]
+        for number, outcome in result.items():
+            ends = [bound[number] for bound in bounds]
+            probes += len(ends)
+            if stub and ~outcome == _ENOSYS and (_foreign(arch, number, loaded) or not _called(arch, number)):
+                continue
+            if _foreign(arch, number, loaded):
+                if outcome >= 0 or bpf.severity(~outcome) > KILL_THREAD:
+                    raise Looser(arch, number, _ZEROS, _ZEROS, ~outcome, 0)
+            elif outcome < 0 and (bpf.severity(~outcome) == 0 or all(end < 0 for end in ends)):
+                _fixed(arch, number, outcome, ends)
+            elif any(end >= 0 or bpf.severity(~end) < 7 for end in ends):
+                every = [(program, outcome), *zip(sides, ends, strict=True)]
+                probes += _vectors(arch, number, every, chance, vectors)
+    return probes
+
+
+def _foreign(arch: int, number: int, loaded: frozenset[int]) -> bool:
+    """Whether the call belongs to an ABI that the result leaves out; -1, a tracer's skipped call, belongs to none."""
+    x32 = number & _X32 and arch == libseccomp.TOKENS["SCMP_ARCH_X86_64"]
+    if x32 and number != 0xFFFFFFFF:
+        return libseccomp.TOKENS["SCMP_ARCH_X32"] not in loaded
+    return arch not in loaded
+
+
+def _called(arch: int, number: int) -> bool:
+    """Whether libseccomp knows a call by that number."""
+    abi = next((name for name, token in libseccomp.TOKENS.items() if token == arch), "")
+    return number < _X32 and libseccomp.name(number, abi) is not None
+
+
+def _fixed(arch: int, number: int, outcome: int, ends: list[int]) -> None:
+    """All are decided by number, or the result is as hard as can be."""
+    mine = bpf.severity(~outcome)
+    for end in ends:
+        if end < 0 and mine > bpf.severity(~end):
+            raise Looser(arch, number, _ZEROS, _ZEROS, ~outcome, ~end)
+
+
+def _vectors(arch: int, number: int, every: list[tuple[bpf.Program, int]], chance: random.Random, count: int) -> int:
+    """Compare on argument vectors; every: (program, outcome), the result first.
+
+    On a 64-bit ABI each side is asked twice: as the vector is, and as the kernel will see it, ints cut to 32 bits:
+    what a side would stop if it were asked plainly must not pass with high bits set.
+    """
+    wide = _wide(arch, number)
+    probes = 0
+    for sent in vectors_of(every, chance, count):
+        words = bpf.words_of(arch, number, sent)
+        mine = answer(*every[0], words)
+        rank = bpf.severity(mine)
+        cut = tuple(value if index in wide else value & LOW for index, value in enumerate(sent))
+        for seen in (sent,) if cut == sent else (sent, cut):
+            if seen is cut:
+                words = bpf.words_of(arch, number, cut)
+            for program, outcome in every[1:]:
+                bound = answer(program, outcome, words)
+                probes += 1
+                if rank > bpf.severity(bound):
+                    raise Looser(arch, number, sent, seen, mine, bound)
+    return probes
+
+
+def _wide(arch: int, number: int) -> frozenset[int]:
+    """The arguments of a call that the kernel takes as they are; on ABIs of 32 bits there is nothing to cut."""
+    abi = next((name for name, token in libseccomp.TOKENS.items() if token == arch), "")
+    if abi in NARROW or number & _X32:
+        return frozenset(range(6))
+    call = libseccomp.name(number, abi)
+    return frozenset(index for name, index in WIDE if name == call)
+
+
+def answer(program: bpf.Program, outcome: int, words: list[int]) -> int:
+    return ~outcome if outcome < 0 else bpf.run(program, outcome, words)
+
+
+def vectors_of(every: list[tuple[bpf.Program, int]], chance: random.Random, count: int) -> list[tuple[int, ...]]:
+    """At most about `count` argument vectors that tell the programs apart if anything does.
+
+    Each candidate of each argument is tried twice at least: beside constants of the others, and beside random ones.
+    """
+    words: dict[int, set[int]] = {}
+    for program, outcome in every:
+        if outcome >= 0:
+            for offset, pairs in bpf.constants(program, outcome).items():
+                words.setdefault(offset, set()).update(value for pair in pairs for value in _near(*pair, chance))
+    choices = [_choices(words, index, chance) for index in range(6)]
+    live = [index for index in range(6) if len(choices[index]) > 1]
+    out = []
+    for index in live:
+        for value in choices[index]:
+            for _ in range(2):
+                vector = [chance.choice(some) for some in choices]
+                vector[index] = value
+                out.append(tuple(vector))
+    if len(out) > count:
+        out = chance.sample(out, count // 2)
+    out += [tuple(chance.choice(some) for some in choices) for _ in range(max(count // 4, count - len(out)) // 2)]
+    return out
+
+
+def _near(mask: int, constant: int, chance: random.Random) -> tuple[int, ...]:
+    """Words near a comparison: the constant, its neighbours, one bit off inside the mask, other bits outside."""
+    outside = ~mask & 0xFFFFFFFF
+    inside = constant ^ (mask & -mask)
+    return (
+        constant,
+        (constant - 1) & 0xFFFFFFFF,
+        (constant + 1) & 0xFFFFFFFF,
+        constant | outside,
+        constant | (outside & chance.getrandbits(32)),
+        inside,
+        inside | (outside & chance.getrandbits(32)),
+    )
+
+
+def _choices(words: dict[int, set[int]], index: int, chance: random.Random) -> list[int]:
+    """64-bit candidates for one argument from what is compared of its two halves; [0] where nothing is."""
+    offset = bpf.ARGS + 8 * index
+    low, high = words.get(offset, set()), words.get(offset + 4, set())
+    if not low and not high:
+        return [0]
+    lows = sorted(low | {0, 1, 0xFFFFFFFF, chance.getrandbits(32)})
+    highs = sorted(high | {0, 1, 0x80000000, 0xFFFFFFFF, chance.getrandbits(32)})
+    out = list(lows) + [chance.choice(highs) << 32 | value for value in lows]
+    return out + [value << 32 | chance.choice(lows) for value in highs]

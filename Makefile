@@ -115,12 +115,15 @@ install: build
 	if [ -e $(DESTDIR)$(LIBDIR) ]; then mv $(DESTDIR)$(LIBDIR) $(DESTDIR)$(LIBDIR).old; fi
 	mv $(NEW) $(DESTDIR)$(LIBDIR)
 	rm -rf $(DESTDIR)$(LIBDIR).old
+	install -d -m 755 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 644 shim/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 shim/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 755 native/build/agentshim $(DESTDIR)$(PREFIX)/bin/.agentshim.new
 	mv -f $(DESTDIR)$(PREFIX)/bin/.agentshim.new $(DESTDIR)$(PREFIX)/bin/agentshim
 
 uninstall:
 	rm -rf $(DESTDIR)$(LIBDIR)
-	rm -f $(DESTDIR)$(PREFIX)/bin/agentshim
+	rm -f $(DESTDIR)$(PREFIX)/bin/agentshim $(DESTDIR)$(PREFIX)/share/man/man[58]/agentshim*.[58]
 
 clean:
 	rm -rf native/build dist shim/_sys.abi3.so $(VENV)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import _stat as stat
 import posix
 
+from shim import mountinfo
 from shim.lattice import Value
+from shim.mountinfo import is_below as _below
 
 # Nothing of these is lent, nor what lies below, nor a directory that contains one of them.
 AUTHORITY = (
@@ -63,27 +65,21 @@ ENGINES = (
     "/var/lib/containers/storage",
     "/run/containers/storage",
 )
-# What engines mount by themselves, as it follows a container's directory.
-ENGINE_FILES = (
-    *([name] for name in ("resolv.conf", "hostname", "hosts", ".containerenv", "passwd", "group", "shm", "run")),
-    ["mounts", "shm"],
-)
+# What engines mount by themselves, as it follows a container's directory; OWN_FILES only of that container.
+ENGINE_FILES = (*([name] for name in ("resolv.conf", "hostname", "hosts", ".containerenv", "shm")), ["mounts", "shm"])
+OWN_FILES = (["passwd"], ["group"], ["run"])
 
 
 class Source(Value):
-    """`kind`: a class of dim.mounts; `real`: the path without links; `dev`, `ino`: its identity, 0 where it is not
-    there; `steady`: nobody but root can put something else in its place; `directory`: others may be mounted below it.
+    """`kind`: a class of dim.mounts; `real`: the path without links; `steady`: nobody but root can put something else in
+    its place; `directory`: others may be mounted below it.
     """
 
-    __slots__ = ("kind", "real", "dev", "ino", "steady", "directory")
+    __slots__ = ("kind", "real", "steady", "directory")
 
-    def __init__(
-        self, kind: str, real: str, dev: int = 0, ino: int = 0, steady: bool = True, directory: bool = True
-    ) -> None:
+    def __init__(self, kind: str, real: str, steady: bool = True, directory: bool = True) -> None:
         self.kind = kind
         self.real = real
-        self.dev = dev
-        self.ino = ino
         self.steady = steady
         self.directory = directory
 
@@ -91,28 +87,53 @@ class Source(Value):
 class Places:
     """Classifies paths for one container: its bundle and root tell where the engine keeps its own."""
 
-    __slots__ = ("_engine", "_ids", "_own")
+    __slots__ = ("_engine", "_ids", "_own", "_table")
 
     def __init__(self, bundle: str, root: str) -> None:
         self._own = (real(bundle), real(root))
         self._engine = (*ENGINES, *_engine_directories(*self._own))
         # Engines name a container's directories by its 64 hexadecimal digits.
         self._ids = {part for own in self._own for part in own.split("/") if len(part) == 64}
+        self._table: list[mountinfo.Mount] = []
 
     def classify(self, path: str) -> Source:
-        """What `path` is; follows links, so the answer holds for the file found now: `steady` says if it may change."""
+        """What `path` is; follows links, so the answer holds for the file found now: `expected` lets a hook compare."""
         if not path:
             return Source("missing", "")
+        if ".." in path.split("/"):
+            return Source("other", path)  # the kernel walks it, runc folds it: two meanings
         found, steady = resolve(path)
         try:
             there = posix.stat(found)
         except OSError:
             return Source("missing", found)
-        kind, directory = self._kind(found, there.st_mode), stat.S_ISDIR(there.st_mode)
-        # Another container's root is uid 0 too, and may hold a directory above a volume; only the engine holds those
-        # above a named one.
-        steady = steady and (kind not in ("volume", "socket") or found.endswith("/_data"))
-        return Source(kind, found, there.st_dev, there.st_ino, steady, directory)
+        kind = self._kind(found, there.st_mode)
+        if kind == "volume" and self._is_alias(found):
+            kind = "authority"
+        return Source(kind, found, steady, stat.S_ISDIR(there.st_mode))
+
+    def expected(self, path: str) -> list[mountinfo.Identity]:
+        """The identities that a recursive bind of the real path `path` may bring: its own, and of what is below it."""
+        below = [(mount.device, mount.root) for mount in mountinfo.below(self._mounts(), path)]
+        return [mountinfo.identity(self._mounts(), path), *below]
+
+    def _mounts(self) -> list[mountinfo.Mount]:
+        self._table = self._table or mountinfo.table()
+        return self._table
+
+    def _is_alias(self, found: str) -> bool:
+        """Whether `found`, or what is mounted below it, is a part of what is not lent, under another name."""
+        held = [mountinfo.identity(self._mounts(), one) for one in (*AUTHORITY, *self._engine) if exists(one)]
+        named = [mountinfo.identity(self._mounts(), one) for one in self._named_volumes(found)]
+        return any(
+            mountinfo.overlap(one, other)
+            for one in self.expected(found)
+            for other in held
+            if not any(mountinfo.is_below(one[1], volume[1]) and one[0] == volume[0] for volume in named)
+        )
+
+    def _named_volumes(self, found: str) -> list[str]:
+        return [found] if self._is_volume_of_engine(found) else []
 
     def root(self, path: str) -> Source:
         """What a root file system is: 'authority' if it contains what is not lent or is part of the host's own."""
@@ -122,7 +143,7 @@ class Places:
         engines = _below(found, self._own[0]) or any(driver in found.split("/") for driver in DRIVERS)
         host = not engines and any(_below(found, one) for one in (*AUTHORITY, *self._engine, *SYSTEM))
         kind = "authority" if inner or host else "missing" if source.kind == "missing" else "volume"
-        return Source(kind, found, source.dev, source.ino, resolve(path)[1])
+        return Source(kind, found, source.steady)
 
     def _kind(self, real: str, mode: int) -> str:
         if stat.S_ISSOCK(mode):
@@ -159,7 +180,8 @@ class Places:
                 place = rest[1:]
             else:
                 continue
-            if place in ENGINE_FILES or (set(place[:2]) & {"secrets"} and container[0] in self._ids):
+            own = container[0] in self._ids
+            if place in ENGINE_FILES or (own and (place in OWN_FILES or "secrets" in place[:2])):
                 return True
         return False
 
@@ -275,11 +297,6 @@ def program(path: str) -> str:
     if not stat.S_ISREG(there.st_mode) or not is_roots(there) or not resolve(found)[1]:
         return ""
     return found if (named.st_dev, named.st_ino) == (there.st_dev, there.st_ino) else ""
-
-
-def _below(path: str, place: str) -> bool:
-    """Whether `path` is `place` or lies below it."""
-    return path == place or path.startswith(place.rstrip("/") + "/")
 
 
 def _engine_directories(bundle: str, root: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ PROC_NAMES = {
 class Facts:
     """What a plan knows of the host, each field as one dimension's `from_spec` wants it.
 
-    `launcher`: our own executable; `sources`: path in the spec -> hostpaths.Source; `namespaces`: (kind, path) ->
+    `launcher`: our own executable; `places`: what classified the sources; `sources`: path in the spec -> hostpaths.Source; `namespaces`: (kind, path) ->
     'host' or 'at:device:inode'; `programs`: hook path -> the real root-owned file, or ''; `nodes`:
     path of an asked device -> type, major and minor of what the host has there, if anything; `rlimits`: inherited
     (soft, hard) in the order of rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label
@@ -49,8 +49,10 @@ class Facts:
         "rlimits",
         "nodes",
         "oom_score_adj",
+        "places",
         "security_modules",
         "default_labels",
+        "group_in_use",
         "invocation",
     )
 
@@ -61,6 +63,8 @@ class Facts:
         self.namespaces: dict[tuple[str, str], str] = {}
         self.programs: dict[str, str] = {}
         self.rlimits: tuple[tuple[int | None, int | None], ...] = ((None, None),) * len(rlimits.TYPES)
+        self.places: hostpaths.Places | None = None
+        self.group_in_use = False
         self.nodes: dict[str, tuple[str, int, int]] = {}
         self.oom_score_adj = 0
         self.security_modules: tuple[str, ...] = ()
@@ -91,13 +95,14 @@ def gather(spec: Spec, bundle: str, asked: invocation.Invocation) -> Facts:
     facts.bundle = bundle
     root = at(spec, "root.path", "")
     root_path = hostpaths.join(bundle, root) if root else bundle
-    places = hostpaths.Places(bundle, root_path)
-    if root:
+    places = facts.places = hostpaths.Places(bundle, root_path)
+    if root or "root" in spec:
         facts.sources[mounts.root_key(root)] = places.root(root_path)
     for mount in spec.get("mounts") or ():
         source = mount.get("source") or ""
         if mounts.is_bind(mount) and source not in facts.sources:
             facts.sources[source] = places.classify(hostpaths.join(bundle, source) if source else "")
+    facts.group_in_use = _group_in_use(at(spec, "linux.cgroupsPath", ""))
     for entry in at(spec, "linux.namespaces", ()):
         if entry.get("path"):
             facts.namespaces[entry["type"], entry["path"]] = _namespace(entry["type"], entry["path"])
@@ -173,6 +178,19 @@ def _identity(path: str) -> str:
     except OSError:
         return "at:" + path
     return f"at:{there.st_dev}:{there.st_ino}"
+
+
+def _group_in_use(path: str, hierarchies: str = "/sys/fs/cgroup") -> bool:
+    """Whether the control group that is asked has processes already, in any hierarchy: v1's controllers are directories
+    there, v2 is the directory itself or `unified`.
+    """
+    if not path or ":" in path:
+        return False  # none asked, or systemd's form, whose scope is new by its name
+    try:
+        names = ["", *("/" + name for name in posix.listdir(hierarchies))]
+    except OSError:
+        return False
+    return any(_read(f"{hierarchies}{name}/{path}/cgroup.procs") for name in names)
 
 
 def _modules() -> tuple[tuple[str, ...], dict[str, str]]:

@@ -227,7 +227,7 @@ def test_symlink_swapped_in_a_shared_volume(the_room: Room, runtime: Runtime, bu
     with the_room.popen(argv, stdout=subprocess.PIPE) as swapper:
         try:
             assert swapper.stdout is not None and swapper.stdout.readline() == "swapping\n"
-            seen = [attempt(runtime, bundle, bind, slow=number % 2 == 0) for number in range(24)]
+            seen = [attempt(runtime, bundle, bind, slow=number % 3 > 0) for number in range(15)]
         finally:
             swapper.kill()
     assert not [text for text in seen if "shadow" in text], "a container saw the host's /etc"

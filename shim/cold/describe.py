@@ -86,7 +86,7 @@ def _devices(value: devices.Devices) -> str:
 
 def _resources(value: resources.Resources) -> str:
     limits = [
-        f"{name} {limit / 1e6 if name == 'cpus' else limit}"
+        f"{name} {limit / 1e6:g}" if name == "cpus" else f"{name} {limit}"
         for (name, _, _), limit in zip(resources.LIMITS, value.limits, strict=True)
         if limit is not None
     ]

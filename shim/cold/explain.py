@@ -92,16 +92,18 @@ def _explained(data: bytes, path: str, subject: str, name: str | None, config: p
     facts.launcher = gate.launcher()
     ceiling = product.from_policy(chosen.sections)
     made = plan.make(asked_spec, ceiling, facts, gate.admitter(runc.find(config)), "audit")
-    granted = _rows(made)
+    refused = [str(one) for one in product.refusals(made.asked, made.granted)] + _not_written(asked_spec, made, facts)
+    losses = [_decrease(room, loss) for room, loss in made.losses()]
+    if config.mode == "strict":
+        refused += [f"{loss['dimension']}: {loss['key']}: mode strict refuses what it would lower" for loss in losses]
     return {
         "subject": subject,
         "policy": chosen.name,
         "digest": chosen.digest,
         "mode": config.mode,
-        "dimensions": granted,
-        "decreases": [_decrease(room, loss) for room, loss in made.losses()],
-        "refused": [str(one) for one in product.refusals(made.asked, made.granted)]
-        + _not_written(asked_spec, made, facts),
+        "dimensions": _rows(made),
+        "decreases": losses,
+        "refused": refused,
         "unknown_keys_dropped": dropped,
     }
 

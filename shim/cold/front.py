@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 from shim import policy, runc
 from shim.cold import site
-from shim.errors import ShimError
+from shim.errors import HostError, ShimError
 
 if TYPE_CHECKING:
     from shim.argv import Call
@@ -32,6 +33,8 @@ def run(call: Call, context: Context) -> int:
     if call.verb == "explain":
         from shim.cold import explain
 
+        if os.geteuid() != 0:
+            raise HostError("explain", "user", f"uid {os.geteuid()}", "root", "run it as root: records are root's")
         return explain.main(call.args)
     if call.verb == "policy":
         from shim.cold import policies

@@ -130,7 +130,7 @@ def explain(asked: Capabilities, ceiling: Capabilities, granted: Capabilities) -
                 _shown(asked.sets[0] | asked.sets[2]),
                 _shown(kept),
                 f"not granted: {_shown(lost)}",
-                f'[capabilities] add = [{{ names = [{_quoted(lost)}], why = "…" }}]',
+                f'[capabilities] add = [{{ names = [{_quoted(lost)}], why = "…", doc = "https://…" }}]',
             )
         )
     if asked.gain and not granted.gain:

@@ -65,8 +65,7 @@ def meet(a: Hooks, b: Hooks) -> Hooks:
     if a.hooks is None and b.hooks is None:
         if a.files is None or b.files is None:
             return b if a.files is None else a
-        both = a.files & b.files
-        return Hooks(None, both) if both else BOTTOM
+        return Hooks(None, a.files & b.files)
     hooks, files = (a.hooks, b.files) if a.hooks is not None else (b.hooks, a.files)
     return Hooks(hooks, files)
 

@@ -18,6 +18,7 @@ NAME = "invocation"
 KEYS = ()
 FLAGS = ("notify_socket", "no_pivot", "no_new_keyring", "rootless", "subcgroup", "criu")
 COUNTS = ("listen_fds", "preserve_fds")
+REFUSED = frozenset(("rootless", "subcgroup", "criu"))  # the rest is left out of the call
 MANY = 1 << 20  # more descriptors than a process can have
 
 
@@ -67,18 +68,22 @@ def apply_to_spec(spec: Spec, value: Invocation, facts: Facts) -> Spec:
 def explain(asked: Invocation, ceiling: Invocation, granted: Invocation) -> list[Decrease]:
     out = []
     for name in sorted(asked.flags - granted.flags):
-        out.append(Decrease(name, "asked", "not passed on", "it adds to config.json", f"[invocation] {name} = true"))
+        out.append(Decrease(name, "set", "not passed on", "it adds to config.json", f"[invocation] {name} = true"))
     for name, before, after in zip(COUNTS, asked.counts, granted.counts):
         if before != after:
             why = "descriptors reach past every path rule"
             out.append(Decrease(name, str(before), str(after), why, f"[invocation] {name} = {before}"))
     for verb in sorted(asked.verbs - granted.verbs):
         why = "a process image holds authority"
-        out.append(Decrease(verb, "asked", "refused", why, f'[invocation] verbs = ["{verb}"]'))
+        out.append(Decrease(verb, "a process image", "refused", why, f'[invocation] verbs = ["{verb}"]'))
     return out
 
 
 def refusals(asked: Invocation, granted: Invocation) -> list[Exception]:
-    lost = sorted((asked.verbs - granted.verbs) | ((asked.flags - granted.flags) & {"rootless", "subcgroup", "criu"}))
-    todo = "let the policy allow it under [invocation], if the host's owner wants that"
-    return [Refused(NAME, name, "asked", "never under this policy", todo) for name in lost]
+    verbs = [
+        Refused(NAME, verb, "a process image", "never under this policy", f'[invocation] verbs = ["{verb}"] allows it')
+        for verb in sorted(asked.verbs - granted.verbs)
+    ]
+    todo = 'call without it; only invocation = "top" in the policy allows it'
+    lost = (asked.flags - granted.flags) & REFUSED
+    return [*verbs, *(Refused(NAME, name, "set", "never under this policy", todo) for name in sorted(lost))]

@@ -178,7 +178,7 @@ def from_policy(section: Section) -> Mounts:
     workspace = (WRITE | EXEC) * (1 + (1 << BELOW)) | max(volume, 0)
     return Mounts(
         None,
-        tuple({**KERNEL_RIGHTS, "volume": volume}.get(name, REFUSED) for name in CLASSES),
+        tuple({**KERNEL_RIGHTS, "volume": volume, "tmpfs": WRITE | execute}.get(name, REFUSED) for name in CLASSES),
         _canonical(dict.fromkeys(section.get("workspace", ()), workspace), volume),
         frozenset(section.get("sockets", ())),
     )
@@ -215,11 +215,11 @@ def explain(asked: Mounts, ceiling: Mounts, granted: Mounts) -> list[Decrease]:
         key = f"mounts.{entry[1]}" if entry[0] != ROOT else "root.path"
         if rights is None:
             why, allow = f"its source is {_class_words(entry[2])}", _allow(entry)
-            out.append(Decrease(key, entry[3], "refused", why, allow))
+            out.append(Decrease(key, entry[3] or entry[2], "refused", why, allow))
         else:
             lost = _rights_words(entry[4] & ~rights)
             why = f"{_class_words(entry[2])} is kept with fewer rights"
-            out.append(Decrease(key, entry[3], f"without {lost}", why, _allow(entry)))
+            out.append(Decrease(key, entry[3] or entry[2], f"without {lost}", why, _allow(entry)))
     return out
 
 
@@ -229,7 +229,7 @@ def refusals(asked: Mounts, granted: Mounts) -> list[Exception]:
         Refused(
             NAME,
             "root.path" if entry[0] == ROOT else entry[1],
-            f"{entry[3] or 'nothing'} ({_class_words(entry[2])})",
+            f"{entry[3]} ({_class_words(entry[2])})".lstrip(),
             "no such mount",
             _todo(entry),
         )
@@ -289,7 +289,7 @@ def _entry(position: int, mount: dict[str, Any], facts: Facts) -> Entry:
     if view and facts.sources[path].real == place:
         return (position, place, view[0], "", rights | HOST_VIEW)
     kind = facts.sources[path].kind
-    return (position, place, "authority" if _over_kernel(place) and kind != "engine" else kind, path, rights)
+    return (position, place, "authority" if is_over_kernel(place) and kind != "engine" else kind, path, rights)
 
 
 def _known(option: str) -> bool:
@@ -299,10 +299,10 @@ def _known(option: str) -> bool:
 def _kernel_class(kind: str, place: str) -> str:
     if (kind, place) in SYSTEM:
         return SYSTEM[kind, place]
-    return "tmpfs" if kind == "tmpfs" and not _over_kernel(place) else "other"
+    return "tmpfs" if kind == "tmpfs" and not is_over_kernel(place) else "other"
 
 
-def _over_kernel(place: str) -> bool:
+def is_over_kernel(place: str) -> bool:
     """Whether a mount at `place` would cover what masks and read-only paths protect, or the null device that they are
     made of (CVE-2025-31133).
     """

@@ -88,7 +88,7 @@ def refusals(asked: Namespaces, granted: Namespaces) -> list[Exception]:
     user = KINDS.index("user")
     if asked.kinds[user] == granted.kinds[user]:
         return []
-    todo = "run the engine with user namespaces (dockerd --userns-remap, podman --userns=auto)"
+    todo = "run the engine with user namespaces (dockerd --userns-remap)"
     return [Refused(NAME, "linux.namespaces.user", asked.kinds[user], granted.kinds[user], todo)]
 
 

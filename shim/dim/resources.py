@@ -99,7 +99,7 @@ def from_spec(spec: Spec, facts: Facts) -> Resources:
             # Written after the v1 names, so it replaces them; which of the two a delegate keeps is its own affair.
             limit = _greater(limit, _v2(v2_file, unified[v2_file]), at(resources, key) is not None)
         limits.append(limit)
-    return Resources(tuple(limits), frozenset(_claims(spec, resources, unified)))
+    return Resources(tuple(limits), frozenset(_claims(spec, facts, resources, unified)))
 
 
 def from_policy(section: Section) -> Resources:
@@ -144,8 +144,8 @@ def refusals(asked: Resources, granted: Resources) -> list[Exception]:
     lost = (asked.claims or frozenset()) - (granted.claims or frozenset())
     out: list[Exception] = []
     if "linux.cgroupsPath" in lost:
-        todo = "let the engine place the container (no --cgroup-parent outside the engine's own)"
-        out.append(Refused(NAME, "linux.cgroupsPath", "the root or a path with ..", "below the engine's own", todo))
+        todo = "let the engine choose the container's own group (--cgroup-parent names one above it)"
+        out.append(Refused(NAME, "linux.cgroupsPath", "a group in use, the root or a path with ..", "a new one", todo))
     for (name, key, _), before, after in zip(LIMITS, asked.limits, granted.limits):
         # Zero is how a spec says unlimited, and the kernel takes no quota below a millisecond.
         if before != after and after is not None and after < (LEAST_CPUS if name == "cpus" else 1):
@@ -220,13 +220,13 @@ def _limit(spec: Spec, key: str, v2_file: str, limit: int) -> Spec:
     return with_key(spec, _R + key, limit * PERIOD // 1000000)
 
 
-def _claims(spec: Spec, resources: dict[str, Any], unified: dict[str, str]) -> list[str]:
+def _claims(spec: Spec, facts: Facts, resources: dict[str, Any], unified: dict[str, str]) -> list[str]:
     out = [claim for claim in CLAIMS if at(resources, claim)]
     limit_files = [v2_file for _, _, v2_file in LIMITS]
     out += ["unified." + name for name in unified if name not in limit_files and name not in HARMLESS_FILES]
     if at(spec, "linux.intelRdt"):
         out.append("linux.intelRdt")
-    if not is_inside(at(spec, "linux.cgroupsPath", "")):
+    if facts.group_in_use or not is_inside(at(spec, "linux.cgroupsPath", "")):
         out.append("linux.cgroupsPath")
     return out
 

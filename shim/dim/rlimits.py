@@ -103,7 +103,9 @@ def explain(asked: Rlimits, ceiling: Rlimits, granted: Rlimits) -> list[Decrease
             _pair(before),
             _pair(after),
             "the policy's limit is lower",
-            f"[rlimits] {kind[7:].lower()} = {before[1] if before[1] is not None else INFINITY}",
+            f"[rlimits] {kind[7:].lower()} = {before[1]}"
+            if before[1] is not None
+            else f"[rlimits] no {kind[7:].lower()}",
         )
         for kind, before, after in zip(TYPES, asked.limits, granted.limits)
         if before != after

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 # Sections that exec and update need again; the rest of a policy is found by its name and digest.
-KEPT = ("capabilities", "lsm", "user", "rlimits", "scheduling", "process", "invocation", "resources", "exec")
+KEPT = ("capabilities", "lsm", "user", "rlimits", "scheduling", "process", "invocation", "resources")
 # What of the process exec falls back to where its own process.json is silent.
 KEPT_PROCESS = ("capabilities", "noNewPrivileges", "rlimits", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
 
@@ -74,16 +74,20 @@ def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: di
 def _pins(asked: dict[str, Any], facts: Facts) -> dict[str, Any]:
     """What someone else could exchange between our look and the delegate's, for the hook to compare with what is there.
 
-    `mounts`: [destination, device, inode] of each source; `namespaces`: [kind, 'at:device:inode'] of each that is
-    named by a path that others can change, or below /proc, where a number may come to mean another process.
+    `mounts`: the identities of all that may be mounted from the host, [] where no volume is; `places`: where they were
+    asked; `namespaces`: [kind, 'at:device:inode'] of each that is named by a path that others can change, or below
+    /proc, where a number may come to mean another process.
     """
-    files = []
-    for mount in asked.get("mounts") or ():
-        source = facts.sources.get(mount.get("source") or "") if mounts.is_bind(mount) else None
-        if source is not None and not source.steady and source.ino:
-            files.append([mounts.destination_of(mount), source.dev, source.ino])
     root = facts.sources[mounts.root_key(asked["root"]["path"])]
-    if not root.steady and root.ino:
-        files.append(["/", root.dev, root.ino])
+    binds = [mount for mount in asked.get("mounts") or () if mounts.is_bind(mount)]
+    sources = [facts.sources[mount.get("source") or ""] for mount in binds]
     lent = [[kind, found] for (kind, path), found in facts.namespaces.items() if not hostpaths.resolve(path)[1]]
-    return {"mounts": files, "namespaces": [one for one in lent if one[1] != namespaces.HOST]}
+    pins: dict[str, Any] = {
+        "mounts": [],
+        "places": [],
+        "namespaces": [one for one in lent if one[1] != namespaces.HOST],
+    }
+    if facts.places and (not root.steady or any(source.kind in ("volume", "socket") for source in sources)):
+        pins["mounts"] = [one for source in (root, *sources) for one in facts.places.expected(source.real)]
+        pins["places"] = [mounts.destination_of(mount) for mount in binds]
+    return pins

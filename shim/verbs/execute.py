@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shim.kernel import Facts
     from shim.product import Product
 
-# Met with what create granted too, unless the policy says `exec = "ceiling"`: what a container gave up stays given up.
+# Met with what create granted too: what a container gave up stays given up.
 # The user is not: `exec --user` names another, and both are bounded by the policy.
 FROM_GRANTED = ("capabilities", "lsm", "rlimits", "scheduling")
 
@@ -58,7 +58,7 @@ def bound(record: dict[str, Any], facts: Facts) -> Product:
     """The ceiling for a process of the container: the policy's, met with what create granted where that is kept."""
     sections = record["sections"]
     ceiling = product.from_policy(sections, product.EXEC)
-    if sections.get("exec") == "ceiling" or not record["process"]:
+    if not record["process"]:
         return ceiling
     kept = product.from_spec({"process": record["process"]}, facts, product.EXEC)
     for dim in product.EXEC:

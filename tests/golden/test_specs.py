@@ -35,13 +35,13 @@ def source(path: str) -> Source:
         kind = "engine"
     elif path.startswith("/usr/"):
         kind = "system"
-    return Source(kind, path, 1, 1, True, not path.startswith("/usr/") and "." not in path)
+    return Source(kind, path, True, not path.startswith("/usr/") and "." not in path)
 
 
 def facts(spec: Any) -> Facts:
     out = Facts()
     out.sources = {m["source"]: source(m["source"]) for m in spec["mounts"] if mounts.is_bind(m)}
-    out.sources[mounts.root_key(spec["root"]["path"])] = Source("volume", spec["root"]["path"], 1, 2)
+    out.sources[mounts.root_key(spec["root"]["path"])] = Source("volume", spec["root"]["path"])
     hooks = [hook for kind in at(spec, "hooks", {}).values() for hook in kind]
     out.programs = {hook["path"]: "/usr/sbin/dockerd" for hook in hooks}
     return out

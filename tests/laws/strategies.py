@@ -14,17 +14,17 @@ from shim.kernel import Facts
 
 PATHS = ("/proc/keys", "/proc/kcore", "/sys/firmware", "/proc/sys", "/x")
 SOURCES = {
-    "/srv/data": Source("volume", "/srv/data", 1, 2),
-    "/srv/loose": Source("volume", "/srv/loose", 1, 3, False),
-    "/run/app.sock": Source("socket", "/run/app.sock", 1, 4),
-    "/etc": Source("authority", "/etc", 1, 5),
-    "/usr/bin/docker-init": Source("system", "/usr/bin/docker-init", 1, 6),
-    "/e/hosts": Source("engine", "/e/hosts", 1, 7),
-    "/proc": Source("authority", "/proc", 1, 8),
-    "/dev/shm": Source("authority", "/dev/shm", 1, 9),
+    "/srv/data": Source("volume", "/srv/data"),
+    "/srv/loose": Source("volume", "/srv/loose", False),
+    "/run/app.sock": Source("socket", "/run/app.sock"),
+    "/etc": Source("authority", "/etc"),
+    "/usr/bin/docker-init": Source("system", "/usr/bin/docker-init"),
+    "/e/hosts": Source("engine", "/e/hosts"),
+    "/proc": Source("authority", "/proc"),
+    "/dev/shm": Source("authority", "/dev/shm"),
     "/gone": Source("missing", "/gone"),
-    "root:rootfs": Source("volume", "/b/rootfs", 1, 10),
-    "root:/": Source("authority", "/", 1, 11),
+    "root:rootfs": Source("volume", "/b/rootfs"),
+    "root:/": Source("authority", "/"),
 }
 NAMESPACES = {
     **{(kind, "/ns/host"): "host" for kind in namespaces.KINDS},
@@ -56,14 +56,13 @@ def _some(items: Any, **kw: Any) -> st.SearchStrategy[list[Any]]:
 
 CAPS = ["CAP_" + name for name in capabilities.CAPABILITIES[:8]]
 capability_keys = st.fixed_dictionaries({}, optional={name: _some(CAPS) for name in capabilities.SETS})
-rule = st.fixed_dictionaries(
-    {"allow": st.booleans()},
-    optional={
-        "type": st.sampled_from(["b", "c"]),
-        "major": st.sampled_from([-1, 1, 10]),
-        "minor": st.sampled_from([-1, 3, 229]),
-        "access": st.sampled_from(["r", "rw", "rwm", "m"]),
-    },
+access = {"access": st.sampled_from(["r", "rw", "rwm", "m"])}
+rule = st.one_of(
+    st.fixed_dictionaries({"allow": st.booleans()}, optional={"type": st.just("a"), **access}),
+    st.fixed_dictionaries(
+        {"allow": st.booleans(), "type": st.sampled_from(["b", "c"])},
+        optional={"major": st.sampled_from([-1, 1, 10]), "minor": st.sampled_from([-1, 3, 229]), **access},
+    ),
 )
 node = st.builds(
     lambda path, number: {"path": path, "type": "c", "major": number[0], "minor": number[1]},

@@ -92,7 +92,7 @@ def test_a_volume_is_never_dropped(spec: Any, ceiling: Any) -> None:
 
 @given(spec=specs())
 def test_our_hook_is_last_and_once(spec: Any) -> None:
-    hook = {"path": FACTS.launcher, "args": ["agentshim", "hook", "/r", "x"], "env": []}
+    hook = FACTS.our_hook("/r", "x")
     ceiling = {dim.NAME: dim.TOP for dim in OTHERS}
     once = make(spec, ceiling, hook=hook)
     twice = make(once.spec, ceiling, hook=hook)

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from shim import plan, policy, product
+from shim import mountinfo, plan, policy, product
 from shim.dim import mounts, seccomp
 from shim.errors import Invalid, Refused
 from shim.hostpaths import Places, Source, resolve
 from shim.kernel import Facts
+from shim.mountinfo import Mount
+from shim.verbs import hook
 
 LAUNCHER = "/usr/local/bin/agentshim"
 SPEC: dict[str, Any] = {
@@ -31,9 +33,9 @@ def facts(**more: Any) -> Facts:
     out = Facts()
     out.launcher = LAUNCHER
     out.sources = {
-        "root:rootfs": Source("volume", "/b/rootfs", 1, 1),
-        "/srv/vol": Source("volume", "/srv/vol", 1, 2),
-        "/usr/share": Source("system", "/usr/share", 1, 3),
+        "root:rootfs": Source("volume", "/b/rootfs"),
+        "/srv/vol": Source("volume", "/srv/vol"),
+        "/usr/share": Source("system", "/usr/share"),
     }
     out.programs = {LAUNCHER: LAUNCHER, "/usr/bin/podman": "/usr/bin/podman", "/proc/9/exe": "/usr/sbin/dockerd"}
     out.programs["/usr/sbin/dockerd"] = "/usr/sbin/dockerd"
@@ -71,7 +73,7 @@ def ours(**change: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer", "poststart", "poststop"])
 @pytest.mark.parametrize(
-    "hook",
+    "forged",
     [
         ours(env=["LD_PRELOAD=/vol/evil.so"]),
         ours(args=["agentshim", "hook", "/r", "c", "more"]),
@@ -85,9 +87,9 @@ def ours(**change: Any) -> dict[str, Any]:
         {"path": "/tmp/evil"},
     ],
 )
-def test_forged_hooks(kind: str, hook: dict[str, Any]) -> None:
+def test_forged_hooks(kind: str, forged: dict[str, Any]) -> None:
     with pytest.raises(Refused, match="hooks"):
-        granted({"hooks": {kind: [hook]}})
+        granted({"hooks": {kind: [forged]}})
 
 
 def test_dockerds_own_hook_passes_by_its_real_file() -> None:
@@ -187,11 +189,47 @@ def test_a_directory_of_the_host_as_root(tmp_path: Path, path: str) -> None:
     assert Places(str(tmp_path), path).root(path).kind in ("authority", "missing")
 
 
-def test_a_volume_is_never_taken_for_steady(tmp_path: Path) -> None:
-    """Another container's root is uid 0 too: below a volume that it holds, it can exchange what root owns."""
-    (tmp_path / "shared" / "sub").mkdir(parents=True)
-    here = Places(str(tmp_path / "bundle"), str(tmp_path / "bundle" / "rootfs"))
-    assert not here.classify(str(tmp_path / "shared" / "sub")).steady
+HOST = [Mount("/", "ext4", "8:1", "/"), Mount("/srv/alias", "ext4", "8:1", "/etc"), Mount("/run", "tmpfs", "0:9", "/")]
+EXPECTED = {("8:1", "/b/rootfs"), ("8:1", "/srv/vol")}
+
+
+def inside(*more: Mount) -> list[Mount]:
+    fresh = [Mount("/b/rootfs", "ext4", "8:1", "/b/rootfs"), Mount("/b/rootfs/proc", "proc", "0:50", "/")]
+    return [*HOST, *fresh, Mount("/b/rootfs/tmp", "tmpfs", "0:51", "/"), *more]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Mount("/b/rootfs/data", "ext4", "8:1", "/etc"),  # exchanged for a directory of the host
+        Mount("/b/rootfs/hidden", "ext4", "8:1", "/etc"),  # and covered, or led elsewhere by a link
+        Mount("/b/rootfs/data", "ext4", "8:1", "/srv/vol/.."),
+        Mount("/b/rootfs/data", "tmpfs", "0:9", "/"),  # the host's /run looks like a fresh tmpfs, but for its device
+        Mount("/b/rootfs/proc", "ext4", "8:1", "/srv/vol"),  # led over the kernel's own by a link of the image
+        Mount("/b/rootfs/dev", "ext4", "8:1", "/srv/vol"),
+    ],
+)
+def test_what_was_mounted_is_not_what_was_checked(found: Mount) -> None:
+    with pytest.raises(Refused, match="mounts"):
+        hook.check_mounts(inside(found), HOST, "/b/rootfs", EXPECTED, ["/data"])
+
+
+def test_what_was_checked_is_mounted() -> None:
+    hook.check_mounts(
+        inside(Mount("/b/rootfs/data", "ext4", "8:1", "/srv/vol")), HOST, "/b/rootfs", EXPECTED, ["/data"]
+    )
+
+
+def test_an_alias_of_what_is_not_lent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A bind of /etc elsewhere on the host, asked by its other name or brought along by a recursive bind."""
+    (tmp_path / "vol" / "alias").mkdir(parents=True)
+    there = [Mount("/", "ext4", "8:1", "/"), Mount(f"{tmp_path}/vol/alias", "ext4", "8:1", "/etc")]
+    monkeypatch.setattr(mountinfo, "table", lambda pid="self": there)
+    here = Places("/b", "/b/rootfs")
+    assert here.classify(f"{tmp_path}/vol/alias").kind == "authority"
+    assert here.classify(f"{tmp_path}/vol").kind == "authority"
+    there.pop()
+    assert Places("/b", "/b/rootfs").classify(f"{tmp_path}/vol").kind == "volume"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +242,7 @@ def test_working_directories_that_lead_out(cwd: str) -> None:
 
 def test_mounts_of_the_host_root_are_named() -> None:
     known = facts()
-    known.sources["/"] = Source("authority", "/", 1, 9)
+    known.sources["/"] = Source("authority", "/")
     with pytest.raises(Refused, match="authority over the host"):
         granted({"mounts": [bind(["rbind"], "/host", "/")]}, known)
     assert mounts.BOTTOM.entries == ()

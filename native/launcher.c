@@ -63,6 +63,9 @@ static const char *const PASS[] = {"state", "kill",   "list",     "ps",   "pause
 static const char *const RUNTIMES[] = {DELEGATES};
 
 #define CONF CONF_DIR "/launch.conf"
+#ifndef UNSEEN
+#define UNSEEN "/run/agentshim/unseen"
+#endif
 
 /* Where Python and our code are. */
 struct place {
@@ -113,13 +116,14 @@ static struct call parse(char **argv) {
     return call;
 }
 
-/* The verb needs no decision. start serves NOTIFY_SOCKET on the host's side, and that is authority. */
+/* The verb needs no decision. start serves NOTIFY_SOCKET on the host's side, and that is authority; and while a filter
+ * waits to be compared (shim/state.py, mark), Python does that first. */
 static bool passes(const struct call *call) {
     if (!call->verb || call->decide)
         return false;
     for (size_t i = 0; i < COUNT(PASS); i++)
         if (strcmp(call->verb, PASS[i]) == 0)
-            return strcmp(call->verb, "start") != 0 || !getenv("NOTIFY_SOCKET");
+            return strcmp(call->verb, "start") != 0 || (!getenv("NOTIFY_SOCKET") && access(UNSEEN, F_OK) != 0);
     return false;
 }
 

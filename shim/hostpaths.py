@@ -71,8 +71,8 @@ OWN_FILES = (["passwd"], ["group"], ["run"])
 
 
 class Source(Value):
-    """`kind`: a class of dim.mounts; `real`: the path without links; `steady`: nobody but root can put something else in
-    its place; `directory`: others may be mounted below it.
+    """`kind`: a class of dim.mounts; `real`: the path without links; `steady`: nobody but root can put something else
+    in its place; `directory`: others may be mounted below it.
     """
 
     __slots__ = ("kind", "real", "steady", "directory")
@@ -154,10 +154,11 @@ class Places:
             return "engine"
         if self._is_volume_of_engine(real):
             return "volume"
-        if any(_below(one, real) for one in (*AUTHORITY, *self._engine, *self._own)):
-            return "authority"  # it contains what is not lent
-        if _below(real, self._own[1]):
-            return "authority"  # by the time it is mounted, earlier mounts of this container may lie there
+        # What contains something that is not lent; and the container's own root, where earlier mounts of the same
+        # container lie by the time it is mounted.
+        holds = any(_below(one, real) for one in (*AUTHORITY, *self._engine, *self._own))
+        if holds or _below(real, self._own[1]):
+            return "authority"
         if any(_below(real, one) for one in READABLE):
             return "system"
         if any(_below(real, one) for one in (*AUTHORITY, *self._engine)):
@@ -174,9 +175,9 @@ class Places:
             head, container, rest = parts[0], parts[1:2], parts[2:]
             if head == "containers" and container and len(container[0]) == 64:
                 place = rest
-            elif head.endswith("-containers") and rest[:1] == ["userdata"]:
-                place = rest[1:]
-            elif head == "io.containerd.grpc.v1.cri" and container == ["sandboxes"] and len(rest) == 2:
+            elif (head.endswith("-containers") and rest[:1] == ["userdata"]) or (
+                head == "io.containerd.grpc.v1.cri" and container == ["sandboxes"] and len(rest) == 2
+            ):
                 place = rest[1:]
             else:
                 continue

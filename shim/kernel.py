@@ -33,11 +33,12 @@ PROC_NAMES = {
 class Facts:
     """What a plan knows of the host, each field as one dimension's `from_spec` wants it.
 
-    `launcher`: our own executable; `places`: what classified the sources; `sources`: path in the spec -> hostpaths.Source; `namespaces`: (kind, path) ->
-    'host' or 'at:device:inode'; `programs`: hook path -> the real root-owned file, or ''; `nodes`:
-    path of an asked device -> type, major and minor of what the host has there, if anything; `rlimits`: inherited
-    (soft, hard) in the order of rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label
-    for containers; `invocation`: what the call asks outside the spec.
+    `launcher`: our own executable; `places`: what classified the sources; `sources`: path in the spec ->
+    hostpaths.Source; `namespaces`: (kind, path) -> 'host' or 'at:device:inode'; `programs`: hook path -> the real
+    root-owned file, or ''; `nodes`: path of an asked device -> type, major and minor of what the host has there, if
+    anything; `group_in_use`: the control group that is asked has processes; `rlimits`: inherited (soft, hard) in the
+    order of rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label for containers;
+    `invocation`: what the call asks outside the spec.
     """
 
     __slots__ = (

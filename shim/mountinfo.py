@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 
 class Mount(Value):
-    """`place`: where; `kind`: the file system's type; `device`, `root`: its identity."""
+    """`place`: where; `kind`: the file system's type; `device`, `root`: its identity; `readonly`: here."""
 
-    __slots__ = ("place", "kind", "device", "root")
+    __slots__ = ("place", "kind", "device", "root", "readonly")
 
-    def __init__(self, place: str, kind: str, device: str, root: str) -> None:
+    def __init__(self, place: str, kind: str, device: str, root: str, readonly: bool = False) -> None:
         self.place = place
         self.kind = kind
         self.device = device
         self.root = root
+        self.readonly = readonly
 
 
 def table(pid: int | str = "self") -> list[Mount]:
@@ -70,7 +71,8 @@ def joined(root: str, rest: str) -> str:
 
 def _parsed(line: str) -> Mount:
     words = line.split(" ")
-    return Mount(_plain(words[4]), words[words.index("-", 6) + 1], words[2], _plain(words[3]))
+    kind = words[words.index("-", 6) + 1]
+    return Mount(_plain(words[4]), kind, words[2], _plain(words[3]), "ro" in words[5].split(","))
 
 
 def _plain(text: str) -> str:

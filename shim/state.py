@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DIRECTORY = "/run/agentshim"
+UNSEEN = DIRECTORY + "/unseen"  # native/launcher.c knows this name
 VERSION = 1
 RECORD, ASKED = ".json", ".asked"  # what was decided; config.json as it came, for `explain`
 SWEEP = 32  # records that one create looks at: bounds what it pays for others
@@ -83,6 +84,27 @@ def records() -> list[dict[str, Any]]:
     directory = _directory()
     loaded = [_load(directory, name) for name in _names(directory)]
     return [one for one in loaded if one is not None and _in_use(one["root"], one["id"], one)]
+
+
+def mark(key: str) -> None:
+    """Makes the launcher send the next `start` here, until `unmark`: a filter is to be compared. HostError as claim."""
+    _directory()
+    for path in (UNSEEN, f"{UNSEEN}/{key}"):
+        try:
+            posix.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise HostError("state", path, reason(error), "a writable /run", "make /run writable for root") from None
+
+
+def unmark(key: str) -> None:
+    """The filter of `key` was compared."""
+    for path in (f"{UNSEEN}/{key}", UNSEEN):
+        try:
+            posix.rmdir(path)
+        except OSError:
+            pass  # another one is waiting, or another start was faster
 
 
 def scratch(data: bytes) -> str:

@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-_common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
-settings.register_profile("default", max_examples=40, derandomize=True, **_common)
-settings.register_profile("thorough", max_examples=1000, **_common)
+_common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+settings.register_profile("default", _common, max_examples=30, derandomize=True)
+settings.register_profile("thorough", _common, max_examples=1000)
 settings.load_profile(os.environ.get("AGENTSHIM_HYPOTHESIS", "default"))

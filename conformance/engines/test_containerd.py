@@ -196,6 +196,17 @@ def test_namespace_of_another_container(engine: Containerd, column: Column) -> N
         assert evidence.parsed(found.out).namespaces["net"] == theirs["net"], str(found)
 
 
+def test_user_namespace(engine: Containerd, column: Column) -> None:
+    """--uidmap: works, as it does with plain runc."""
+    found = look(engine, column, "--uidmap", "0:200000:65536", "--gidmap", "0:200000:65536")
+    assert found.code == 0, str(found)
+    seen = evidence.parsed(found.out)
+    assert seen.namespaces["user"] != HOST["user"]
+    # the snapshot's files are not shifted to the mapped ids, so that root is nobody in its own root file system
+    caps = {name: bits for name, bits in seen.caps.items() if column.ceiling and bits & ~column.ceiling.caps}
+    assert not caps, caps
+
+
 def test_twenty_at_once(engine: Containerd, columns: list[Column]) -> None:
     agent = [column for column in columns if column.name == "agent"] or columns
     for kinds in (agent, columns):

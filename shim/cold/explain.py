@@ -91,7 +91,7 @@ def _explained(data: bytes, path: str, subject: str, name: str | None, config: p
     facts = kernel.gather(asked_spec, os.path.realpath(path), invocation.BOTTOM)
     facts.launcher = gate.launcher()
     ceiling = product.from_policy(chosen.sections)
-    made = plan.make(asked_spec, ceiling, facts, gate.admitter(runc.find(config)), "audit")
+    made = plan.make(asked_spec, ceiling, facts, gate.Admitter(runc.find(config)), "audit")
     refused = [str(one) for one in product.refusals(made.asked, made.granted)] + _not_written(asked_spec, made, facts)
     losses = [_decrease(room, loss) for room, loss in made.losses()]
     if config.mode == "strict":

@@ -27,7 +27,7 @@ LIMIT = 512
 _left = [0]
 
 
-def budget(steps: int = 1_000_000) -> None:
+def budget(steps: int = 200_000) -> None:
     """Allow so many steps from here on (about 1 µs each): a hostile profile must not hold up its host."""
     _left[0] = steps
 

@@ -85,19 +85,14 @@ def _rule(rule: dict[str, Any], narrow: bool) -> Rule:
     if not args:
         return action, errno, cubes.EVERY, cubes.EVERY, rule["action"]
     every = [_condition(arg, narrow) for arg in args]
+    twice = len({arg["index"] for arg in args}) < len(args)
     allow = deny = cubes.EVERY
     try:
-        if action >= LOG:
-            for one, _ in every:
-                allow = _product(allow, one)
-        elif len({arg["index"] for arg in args}) < len(args):
+        for one, other in every:
+            allow = _product(allow, one)
+            deny = deny if twice else _product(deny, other)
+        if twice:
             deny = tuple(cube for _, one in every for cube in one)
-        else:
-            for _, one in every:
-                deny = _product(deny, one)
-        if action < LOG:
-            for one, _ in every:  # what a gentler denial leaves open to a harder one
-                allow = _product(allow, one)
     except cubes.TooMany:
         allow, deny = cubes.NONE, cubes.EVERY
     return action, errno, allow, deny, rule["action"]

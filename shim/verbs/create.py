@@ -44,10 +44,15 @@ def run(call: Call, context: Context) -> int:
     pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else {}
     root = state.root_of(call.root, delegate.kind, env)
     hook = facts.our_hook(root, container) if any(pins.values()) else None
-    made = plan.make(asked, ceiling, facts, gate.admitter(delegate), config.mode, hook=hook)
+    admit = gate.Admitter(delegate)
+    made = plan.make(asked, ceiling, facts, admit, config.mode, hook=hook)
     out = made.data if made.data is not None or not dropped else wire.dumps(made.spec)
 
-    state.claim(root, container, _record(directory.path, config, chosen, made, pins), data)
+    record = _record(directory.path, config, chosen, made, pins)
+    if admit.unseen and call.verb == "create" and config.mode != "audit":
+        record["unseen"] = admit.unseen
+        state.mark(admit.unseen)
+    state.claim(root, container, record, data)
     if out is not None and out != data:
         directory.replace(CONFIG, out, status)
     granted = made.granted["invocation"] if config.mode != "audit" else invocation
@@ -74,20 +79,22 @@ def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: di
 def _pins(asked: dict[str, Any], facts: Facts) -> dict[str, Any]:
     """What someone else could exchange between our look and the delegate's, for the hook to compare with what is there.
 
-    `mounts`: the identities of all that may be mounted from the host, [] where no volume is; `places`: where they were
-    asked; `namespaces`: [kind, 'at:device:inode'] of each that is named by a path that others can change, or below
-    /proc, where a number may come to mean another process.
+    `mounts`: [place, identities] of the root and of each bind, [] where no volume is: the source's own identity first,
+    then what a recursive bind brings along; `loose`: [identity, must be read-only] of what may lie elsewhere, where a
+    link of the image led the engine's files; `namespaces`: [kind, 'at:device:inode'] of each that is named by a path
+    that others can change, or below /proc, where a number may come to mean another process.
     """
     root = facts.sources[mounts.root_key(asked["root"]["path"])]
     binds = [mount for mount in asked.get("mounts") or () if mounts.is_bind(mount)]
-    sources = [facts.sources[mount.get("source") or ""] for mount in binds]
-    lent = [[kind, found] for (kind, path), found in facts.namespaces.items() if not hostpaths.resolve(path)[1]]
-    pins: dict[str, Any] = {
-        "mounts": [],
-        "places": [],
-        "namespaces": [one for one in lent if one[1] != namespaces.HOST],
-    }
-    if facts.places and (not root.steady or any(source.kind in ("volume", "socket") for source in sources)):
-        pins["mounts"] = [one for source in (root, *sources) for one in facts.places.expected(source.real)]
-        pins["places"] = [mounts.destination_of(mount) for mount in binds]
+    found = [(mounts.destination_of(mount), facts.sources[mount.get("source") or ""]) for mount in binds]
+    lent = [[kind, there] for (kind, path), there in facts.namespaces.items() if not hostpaths.resolve(path)[1]]
+    pins: dict[str, Any] = {"mounts": [], "loose": [], "namespaces": [one for one in lent if one[1] != namespaces.HOST]}
+    if facts.places and (not root.steady or any(source.kind in ("volume", "socket") for _, source in found)):
+        identities = facts.places.expected
+        pins["mounts"] = [[place, identities(source.real)] for place, source in (("/", root), *found)]
+        pins["loose"] = [
+            [identities(source.real)[0], source.kind == "system"]
+            for _, source in found
+            if source.kind in ("engine", "system") and not source.directory
+        ]
     return pins

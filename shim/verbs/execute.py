@@ -46,7 +46,7 @@ def run(call: Call, context: Context) -> int:
         runc.execute(delegate, call, env, facts.invocation, context.ignored)
     asked, place = _asked(call, record, config.unknown_keys)
     wrapped = {"process": {**_inherited(record), **asked}}
-    made = plan.make(wrapped, ceiling, facts, gate.admitter(delegate), record["mode"], product.EXEC)
+    made = plan.make(wrapped, ceiling, facts, gate.Admitter(delegate), record["mode"], product.EXEC)
     data = wire.dumps(made.spec["process"])
     granted = made.granted["invocation"]
     kept = {name: value for name, value in call.options.items() if name not in IN_PROCESS}

@@ -9,9 +9,11 @@ from shim.dim import seccomp
 from shim.errors import HostError, Refused
 from shim.seccomp import cache
 
+PROVED = policy.VAR + "/seccomp"
+SEEN = ".seen"  # beside a proved meet: the delegate's own filter was read out of the kernel and compared
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from shim.runc import Delegate
@@ -44,30 +46,39 @@ def launcher() -> str:
     raise HostError("gate", "launcher", "not found", f"one beside {home}", todo)
 
 
-def admitter(delegate: Delegate) -> Callable[[Any, Any, int], None]:
-    """A function that lets seccomp know the proved meet of two profiles: from the cache, else made and proved now."""
+class Admitter:
+    """Lets seccomp know the proved meet of two profiles: from the cache, else made and proved now.
 
-    def admit(asked: Any, ceiling: Any, mask: int) -> None:
+    `unseen`: the key of the meet while no filter that this delegate really loaded has been compared with it, else ''.
+    """
+
+    __slots__ = ("_delegate", "unseen")
+
+    def __init__(self, delegate: Delegate) -> None:
+        self._delegate = delegate
+        self.unseen = ""
+
+    def __call__(self, asked: Any, ceiling: Any, mask: int) -> None:
         if seccomp.instant(asked, ceiling) is not None:
             return
-        directory = policy.VAR + "/seccomp"
-        key = seccomp.pair_key(asked, ceiling, mask, delegate.identity)
-        granted = cache.load(directory, key)
+        key = seccomp.pair_key(asked, ceiling, mask, self._delegate.identity)
+        granted = cache.load(PROVED, key)
         if granted is None:
             from shim.cold import prove  # compiles with libseccomp: once for a pair of profiles
 
             granted, proof = prove.granted(asked, ceiling)
-            _keep(directory, key, granted, proof)
+            _keep(key, granted, proof)
+        # crun loads its filter after `start`, when nobody waits any more.
+        if self._delegate.kind == "runc" and not hostpaths.exists(f"{PROVED}/{key}{SEEN}"):
+            self.unseen = key
         seccomp.admit(asked, ceiling, granted)
 
-    return admit
 
-
-def _keep(directory: str, key: str, granted: Any, proof: dict[str, Any]) -> None:
+def _keep(key: str, granted: Any, proof: dict[str, Any]) -> None:
     """Stores a proved meet. A disk that takes none makes the next start slow, not unsafe: it will prove again."""
     try:
         if not hostpaths.exists(policy.VAR):
             posix.mkdir(policy.VAR, 0o755)
-        cache.store(directory, key, granted, proof)
+        cache.store(PROVED, key, granted, proof)
     except (OSError, HostError):
         pass

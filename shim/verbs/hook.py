@@ -1,9 +1,9 @@
 """Our createRuntime hook: what was mounted must be what was checked.
 
 Runs in the host's namespaces while the container's init waits, after its mounts and before its first instruction. What
-is mounted in the container and is of a file system of the host must have an identity that `create` saw, wherever a name
-led in between; where a link of the image led a volume elsewhere, not over the kernel's own file systems; and a
-namespace that was lent must be the one that `create` saw. A failure stops the container.
+is mounted at each place must have the identity that `create` saw for that place, wherever a name led in between, or be
+a file system of the container's own where such a one belongs; and a namespace that was lent must be the one that
+`create` saw. A failure stops the container.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 
 from shim import kernel, mountinfo, state, wire
-from shim.dim import devices, mounts
 from shim.errors import HostError, Refused
 
 TYPE_CHECKING = False
@@ -21,8 +20,10 @@ if TYPE_CHECKING:
     from shim.argv import Call
     from shim.mountinfo import Mount
 
+# The container's own file systems and where they may be; below a place, only a part of itself (a mask, a pty).
+OWN = {"proc": "/proc", "sysfs": "/sys", "mqueue": "/dev/mqueue", "devpts": "/dev"}
 # One superblock for every container: which part is seen is the cgroup namespace's affair, and it is read-only.
-SHARED_KINDS = ("cgroup", "cgroup2")
+GROUPS = ("cgroup", "cgroup2")
 NODES = ("/null", "/zero", "/full", "/random", "/urandom", "/tty")  # bound from the host in a user namespace
 
 
@@ -37,8 +38,7 @@ def run(call: Call) -> int:
     pins = record["pins"]
     _check_namespaces(pid, pins["namespaces"])
     if pins["mounts"]:
-        expected = {(device, path) for device, path in pins["mounts"]}
-        check_mounts(mountinfo.table(pid), mountinfo.table(), record["rootfs"], expected, pins["places"])
+        check_mounts(mountinfo.table(pid), mountinfo.table(), record["rootfs"], pins["mounts"], pins["loose"])
     return 0
 
 
@@ -51,19 +51,47 @@ def _check_namespaces(pid: int, pins: list[list[Any]]) -> None:
 
 
 def check_mounts(
-    inside: list[Mount], host: list[Mount], rootfs: str, expected: set[tuple[str, str]], places: list[str]
+    inside: list[Mount], host: list[Mount], rootfs: str, expected: list[list[Any]], loose: list[list[Any]]
 ) -> None:
-    """Refused unless every mount below `rootfs` is fresh, or is `expected` and where it may be."""
+    """Refused unless every mount below `rootfs` is the container's own at its place, or what was checked for its place.
+
+    `expected`, `loose`: as in create's pins. A volume that a link of the image led elsewhere is refused: its place was
+    not checked.
+    """
     of_host = {mount.device for mount in host}
     for mount in inside:
-        if not mountinfo.is_below(mount.place, rootfs) or mount.device not in of_host or mount.kind in SHARED_KINDS:
+        if not mountinfo.is_below(mount.place, rootfs):
             continue
         place = mount.place[len(rootfs.rstrip("/")) :] or "/"
-        if mount.kind == "devtmpfs" and mount.root in NODES and place == "/dev" + mount.root:
-            continue
-        if (mount.device, mount.root) not in expected:
-            todo = "its source was exchanged while the container was made: find out by whom, then try again"
-            raise Refused("mounts", place, f"{mount.root} of {mount.device}", "what was checked", todo)
-        if place not in places and mounts.is_over_kernel(place):
-            todo = "a link of the image leads there: mount the volume at a path without links"
-            raise Refused("mounts", place, mount.root, "no volume over the kernel's own", todo)
+        fine = _is_expected(mount, place, expected) or [[mount.device, mount.root], mount.readonly] in loose
+        if not fine and [[mount.device, mount.root], False] not in loose and not _is_own(mount, place, of_host):
+            todo = (
+                "mount it at a path without links of the image; if there are none, its source was exchanged meanwhile"
+            )
+            asked = f"{mount.root} of device {mount.device} ({mount.kind})"
+            raise Refused("mounts", place, asked, "what was checked for this place", todo)
+
+
+def _is_expected(mount: Mount, place: str, expected: list[list[Any]]) -> bool:
+    """Whether the mount is the source that was checked for exactly this place, or what a bind brings along below it."""
+    best = max((one for one, _ in expected if mountinfo.is_below(place, one)), key=len, default="/")
+    for one, identities in expected:
+        there = [list(identity) for identity in identities]
+        if one == best and [mount.device, mount.root] in (there[:1] if place == one else there[1:]):
+            return True
+    return False
+
+
+def _is_own(mount: Mount, place: str, of_host: set[str]) -> bool:
+    """Whether the mount is of a file system that was made for this container, where such a one belongs."""
+    if mount.kind in GROUPS:
+        return mountinfo.is_below(place, "/sys/fs/cgroup")
+    if mount.kind == "devtmpfs":
+        return mount.root in NODES and place == "/dev" + mount.root
+    if mount.device in of_host:
+        return False
+    if mount.kind in OWN:
+        top = OWN[mount.kind]
+        part = mount.kind == "devpts" or mount.root == (place[len(top) :] or "/")
+        return mountinfo.is_below(place, top) and part
+    return mount.kind == "tmpfs"

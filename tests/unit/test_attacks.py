@@ -190,12 +190,26 @@ def test_a_directory_of_the_host_as_root(tmp_path: Path, path: str) -> None:
 
 
 HOST = [Mount("/", "ext4", "8:1", "/"), Mount("/srv/alias", "ext4", "8:1", "/etc"), Mount("/run", "tmpfs", "0:9", "/")]
-EXPECTED = {("8:1", "/b/rootfs"), ("8:1", "/srv/vol")}
+EXPECTED = [
+    ["/", [["8:1", "/b/rootfs"]]],
+    ["/data", [["8:1", "/srv/vol"], ["8:2", "/"]]],
+    ["/sys-dir", [["8:1", "/usr/x"]]],
+]
+LOOSE = [[["8:1", "/e/hosts"], False], [["8:1", "/usr/bin/init"], True]]
 
 
 def inside(*more: Mount) -> list[Mount]:
-    fresh = [Mount("/b/rootfs", "ext4", "8:1", "/b/rootfs"), Mount("/b/rootfs/proc", "proc", "0:50", "/")]
-    return [*HOST, *fresh, Mount("/b/rootfs/tmp", "tmpfs", "0:51", "/"), *more]
+    own = [
+        Mount("/b/rootfs", "ext4", "8:1", "/b/rootfs"),
+        Mount("/b/rootfs/proc", "proc", "0:50", "/"),
+        Mount("/b/rootfs/proc/sys", "proc", "0:50", "/sys", True),
+        Mount("/b/rootfs/tmp", "tmpfs", "0:51", "/"),
+        Mount("/b/rootfs/dev/console", "devpts", "0:52", "/0"),
+        Mount("/b/rootfs/sys/fs/cgroup/pids", "cgroup", "0:30", "/x"),
+        Mount("/b/rootfs/dev/null", "devtmpfs", "0:6", "/null"),
+        Mount("/b/rootfs/run/resolved/hosts", "ext4", "8:1", "/e/hosts"),
+    ]
+    return [*HOST, *own, *more]
 
 
 @pytest.mark.parametrize(
@@ -207,16 +221,29 @@ def inside(*more: Mount) -> list[Mount]:
         Mount("/b/rootfs/data", "tmpfs", "0:9", "/"),  # the host's /run looks like a fresh tmpfs, but for its device
         Mount("/b/rootfs/proc", "ext4", "8:1", "/srv/vol"),  # led over the kernel's own by a link of the image
         Mount("/b/rootfs/dev", "ext4", "8:1", "/srv/vol"),
+        Mount("/b/rootfs/else", "ext4", "8:1", "/srv/vol"),
+        Mount("/b/rootfs/data", "proc", "0:50", "/"),  # exchanged for the container's own proc, without masks
+        Mount("/b/rootfs/data", "sysfs", "0:53", "/"),
+        Mount("/b/rootfs/data", "ext4", "8:1", "/b/rootfs"),  # for its own root, which is read-only where it belongs
+        Mount("/b/rootfs/data", "ext4", "8:1", "/usr/x"),  # for a directory that another mount may show, read-only
+        Mount("/b/rootfs/data/below", "ext4", "8:1", "/srv/vol"),
+        Mount("/b/rootfs/data", "ext4", "8:2", "/"),
+        Mount("/b/rootfs/else", "ext4", "8:1", "/usr/bin/init"),
+        Mount("/b/rootfs/dev/null", "devtmpfs", "0:6", "/vda"),
+        Mount("/b/rootfs/proc/keys", "proc", "0:50", "/kcore"),
+        Mount("/b/rootfs/data", "cgroup", "0:30", "/"),
     ],
 )
 def test_what_was_mounted_is_not_what_was_checked(found: Mount) -> None:
     with pytest.raises(Refused, match="mounts"):
-        hook.check_mounts(inside(found), HOST, "/b/rootfs", EXPECTED, ["/data"])
+        hook.check_mounts(inside(found), HOST, "/b/rootfs", EXPECTED, LOOSE)
 
 
 def test_what_was_checked_is_mounted() -> None:
+    volume = (Mount("/b/rootfs/data", "ext4", "8:1", "/srv/vol"), Mount("/b/rootfs/data/below", "ext4", "8:2", "/"))
+    hook.check_mounts(inside(*volume), HOST, "/b/rootfs", EXPECTED, LOOSE)
     hook.check_mounts(
-        inside(Mount("/b/rootfs/data", "ext4", "8:1", "/srv/vol")), HOST, "/b/rootfs", EXPECTED, ["/data"]
+        inside(Mount("/b/rootfs/i", "ext4", "8:1", "/usr/bin/init", True)), HOST, "/b/rootfs", EXPECTED, LOOSE
     )
 
 

@@ -1,0 +1,43 @@
+"""The first start of a pair of profiles: the proof of their meet once more, on the filter that the delegate loaded.
+
+Next door: `loaded_filter` reads it out of the kernel. A record beside the proved meet says that it was done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from shim import policy, spec, state, wire
+from shim.cold import loaded_filter
+from shim.dim import capabilities, seccomp
+from shim.errors import HostError
+from shim.kernel import Facts
+from shim.verbs import gate
+
+
+def compare(record: dict[str, Any]) -> int:
+    """The number of probes made. Bug if the loaded filter is looser; HostError if the container is not there."""
+    data = state.asked(record["root"], record["id"])
+    asked_spec, _ = spec.check(wire.loads(data, "start", "config.json"), "drop")
+    chosen = policy.load(record["policy"], policy.config())
+    held = capabilities.from_spec({"process": record["process"]}, Facts())
+    ceiling = seccomp.resolve(seccomp.from_policy(chosen.sections.get("seccomp")), held.sets[0] & held.sets[1])
+    probes = loaded_filter.verify(_init(record), seccomp.from_spec(asked_spec, Facts()), ceiling)
+    seen = Path(gate.PROVED) / (record["unseen"] + gate.SEEN)
+    seen.write_text(json.dumps({"probes": probes}) + "\n")
+    os.chmod(seen, 0o600)
+    return probes
+
+
+def _init(record: dict[str, Any]) -> int:
+    """The process that runc keeps waiting for `start`."""
+    path = Path(record["root"]) / record["id"] / "state.json"
+    try:
+        told = json.loads(path.read_bytes())
+        return int(told["init_process_pid"])
+    except (OSError, ValueError, KeyError) as error:
+        todo = "create the container anew"
+        raise HostError("start", str(path), type(error).__name__, "runc's state of a created container", todo) from None

@@ -54,7 +54,7 @@ class Column:
     ceiling: Ceiling | None = field(default=None)
 
     @property
-    def lowered(self) -> Ceiling:
+    def bound(self) -> Ceiling:
         """The ceiling of a column that has one."""
         assert self.ceiling is not None
         return self.ceiling

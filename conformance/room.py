@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+CGROUPS = Path("/sys/fs/cgroup")
+PODMANS = "libpod_parent"  # podman puts its monitors there, whatever its containers' parent is
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -156,9 +158,11 @@ def wait_for(done: Callable[[], object], seconds: float, what: str, pause: float
 SETUP = """
 set -eu
 mount --make-rprivate /
-mkdir -p etc.upper etc.work lib.upper lib.work run config
-mount -t overlay overlay -o lowerdir=/etc,upperdir=$PWD/etc.upper,workdir=$PWD/etc.work /etc
-mount -t overlay overlay -o lowerdir=/var/lib,upperdir=$PWD/lib.upper,workdir=$PWD/lib.work /var/lib
+mkdir -p over run config
+mount -t tmpfs -o mode=755 tmpfs over  # an overlay cannot be written to an overlay, which may be what / is
+mkdir over/etc over/etc.work over/lib over/lib.work
+mount -t overlay overlay -o lowerdir=/etc,upperdir=$PWD/over/etc,workdir=$PWD/over/etc.work /etc
+mount -t overlay overlay -o lowerdir=/var/lib,upperdir=$PWD/over/lib,workdir=$PWD/over/lib.work /var/lib
 rm -rf /var/lib/agentshim
 mkdir -p /etc/agentshim; chmod 755 /etc/agentshim
 mount --bind config /etc/agentshim
@@ -180,6 +184,7 @@ def room(prefix: str = "asc-") -> Iterator[Room]:
     # hexadecimal: the name is a containerd namespace, a cgroup and a bridge as well
     base = Path(os.environ.get("CONFORMANCE_TMP", "/tmp")) / f"{prefix}{os.urandom(4).hex()}"
     base.mkdir(mode=0o711)  # userns-remapped and rootless users traverse it
+    new_parents = [PODMANS] if not list(CGROUPS.glob(f"*/{PODMANS}")) else []
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP]
     with subprocess.Popen(argv, cwd=base, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as setup:
         try:
@@ -193,13 +198,13 @@ def room(prefix: str = "asc-") -> Iterator[Room]:
     finally:
         here.left = here.clear()
         os.close(fd)
-        _remove_cgroups(base.name)
+        _remove_cgroups(base.name, *new_parents)
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _remove_cgroups(name: str) -> None:
-    """Remove the empty cgroups called `name`, in every hierarchy, with what is below them."""
-    for top in [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
+def _remove_cgroups(*names: str) -> None:
+    """Remove the empty cgroups with these names, in every hierarchy, with what is below them."""
+    for top in (top for name in names for top in (*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}"))):
         for here, _, _ in os.walk(top, topdown=False):
             with suppress(OSError):
                 os.rmdir(here)

@@ -64,4 +64,4 @@ def test_a_policy_with_limits(the_room: Room, bundle: Maker, name: str) -> None:
         pytest.skip("SKIPPED LOUDLY: v1 holds the pids controller, so no limit can be set through v2 on this host")
     found = run(the_room, path_of(column, the_room), bundle, {"pids": {"limit": 100}})
     assert found.code == 0, str(found)
-    assert not expect.excess(evidence.parsed(found.out), column.lowered, HOST)
+    assert not expect.excess(evidence.parsed(found.out), column.bound, HOST)

@@ -7,9 +7,9 @@ filter of its own. Next door: `prove` compares programs.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
+from typing import Any
 
 from shim.cold import bpf, prove
 from shim.cold.simulate import Looser, compare
@@ -52,29 +52,40 @@ def _compared(loaded: list[bpf.Program], bounds: list[bpf.Program], asked: Profi
 
 def filters(pid: int) -> list[bytes]:
     """The filters of a thread, the latest first, each an array of struct sock_filter. It is stopped for a moment."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
-    libc.ptrace.restype = ctypes.c_long
-    _ptrace(libc, "PTRACE_SEIZE", _SEIZE, pid, 0, None)
+    lib, ffi = _module()
+    _ptrace(lib, "PTRACE_SEIZE", _SEIZE, pid, 0, ffi.NULL)
     try:
-        _ptrace(libc, "PTRACE_INTERRUPT", _INTERRUPT, pid, 0, None)
+        _ptrace(lib, "PTRACE_INTERRUPT", _INTERRUPT, pid, 0, ffi.NULL)
         os.waitpid(pid, _WALL)
         out: list[bytes] = []
-        while (count := libc.ptrace(_GET_FILTER, pid, len(out), None)) >= 0:
-            buffer = ctypes.create_string_buffer(count * _INSTRUCTION)
-            _ptrace(libc, "PTRACE_SECCOMP_GET_FILTER", _GET_FILTER, pid, len(out), buffer)
-            out.append(buffer.raw)
-        code = ctypes.get_errno()
-        if code not in (errno.ENOENT, errno.EINVAL if not out else errno.ENOENT):  # EINVAL: it has no filter at all
-            raise _host("PTRACE_SECCOMP_GET_FILTER", pid, code)
+        while (count := lib.shim_ptrace(_GET_FILTER, pid, len(out), ffi.NULL)) >= 0:
+            room = ffi.new(f"char[{count * _INSTRUCTION}]")
+            _ptrace(lib, "PTRACE_SECCOMP_GET_FILTER", _GET_FILTER, pid, len(out), room)
+            out.append(bytes(ffi.buffer(room)))
+        if -count not in (errno.ENOENT, errno.EINVAL if not out else errno.ENOENT):  # EINVAL: it has no filter at all
+            raise _host("PTRACE_SECCOMP_GET_FILTER", pid, -count)
         return out
     finally:
-        libc.ptrace(_DETACH, pid, None, None)
+        lib.shim_ptrace(_DETACH, pid, 0, ffi.NULL)
 
 
-def _ptrace(libc: ctypes.CDLL, name: str, request: int, pid: int, address: int, data: object) -> None:
-    if libc.ptrace(request, pid, address, data) < 0:
-        raise _host(name, pid, ctypes.get_errno())
+def _module() -> tuple[Any, Any]:
+    """shim._sys, whose own module lies among the packages that a start does not see."""
+    from shim.cold import site
+
+    site.enable()
+    try:
+        from shim._sys import ffi, lib
+    except ImportError as error:
+        todo = "install agentshim with its packages (make install)"
+        raise HostError("seccomp", "shim._sys", str(error), "the module and cffi", todo) from None
+    return lib, ffi
+
+
+def _ptrace(lib: Any, name: str, request: int, pid: int, address: int, data: object) -> None:
+    code = lib.shim_ptrace(request, pid, address, data)
+    if code < 0:
+        raise _host(name, pid, -code)
 
 
 def _host(name: str, pid: int, code: int) -> HostError:

@@ -43,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--builtin", action="store_true", help="the built-in policies, into the package")
     one.add_argument("--output", metavar="DIR", help="write there")
     one.set_defaults(run=_compile)
+    one = verbs.add_parser(
+        "lint", help="what a delegate would lose or turn around in a seccomp profile (OCI, Docker's)"
+    )
+    one.add_argument("profile", metavar="PROFILE", help="a JSON file, or the name of a built-in profile")
+    one.set_defaults(run=_lint)
     one = verbs.add_parser("table", help="the built-in policies as the README's table")
     one.set_defaults(run=_table)
     return parser
@@ -51,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
 def _table(args: argparse.Namespace, etc: str, var: str) -> int:
     sys.stdout.write(table())
     return 0
+
+
+def _lint(args: argparse.Namespace, etc: str, var: str) -> int:
+    from shim.cold import lint_seccomp  # libseccomp is loaded to count instructions
+
+    return lint_seccomp.main(args.profile)
 
 
 # ---------------------------------------------------------------- list

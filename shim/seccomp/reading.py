@@ -129,6 +129,8 @@ def _entry(name: str, rules: list[Rule], action: int, errno: int, narrow: bool) 
         least = min(fixed, key=lambda rule: (rule[0], rule[1] != ENOSYS))
         return uniform(least[0], least[1])
     wide = frozenset() if narrow else frozenset(index for call, index in WIDE if call == name)
+    # How hard a denial is does not depend on what the kernel would have seen: no rounding, but for ABIs of 32 bits.
+    every = wide if narrow else frozenset(range(6))
     levels = [rule[0] for rule in rules] + ([] if fixed else [action])
     code = min((rule[1] for rule in rules if rule[0] <= ERRNO), key=lambda one: (one != ENOSYS, one), default=errno)
     try:
@@ -136,7 +138,7 @@ def _entry(name: str, rules: list[Rule], action: int, errno: int, narrow: bool) 
             rules = _clear(rules, action)
         grant = _upper(rules, bool(fixed), action, LOG, wide)
         low = min(levels)
-        hard = SOFT if low >= ERRNO else tuple(_upper(rules, bool(fixed), action, at, wide) for at in HARD)
+        hard = SOFT if low >= ERRNO else tuple(_upper(rules, bool(fixed), action, at, every) for at in HARD)
     except cubes.TooMany:
         return uniform(min(*levels, ERRNO), code)
     best = LOG if LOG in levels else ALLOW

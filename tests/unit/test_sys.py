@@ -14,8 +14,6 @@ from native import build
 from shim.cold import site
 from shim.errors import HostError
 
-BENEATH, NO_SYMLINKS = 0x08, 0x04  # RESOLVE_*, linux/openat2.h
-
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,42 +37,26 @@ def ask(module: Path, expression: str, *prelude: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_openat2_opens_with_cloexec(module: Path, tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("x")
-    path = os.fsencode(tmp_path / "a")
-    prelude = f"fd = lib.shim_openat2(-100, {path!r}, os.O_RDONLY, 0, 0)"
-    assert ask(module, "os.read(fd, 9), os.get_inheritable(fd)", prelude) == "b'x' False"
+def test_ptrace_says_what_the_kernel_says(module: Path) -> None:
+    null = "module.ffi.NULL"
+    assert ask(module, f"lib.shim_ptrace(0x4206, 0x7fffffff, 0, {null})") == str(-errno.ESRCH)
+    assert ask(module, f"lib.shim_ptrace(0x7777, os.getppid(), 0, {null})") in (str(-errno.EIO), str(-errno.ESRCH))
 
 
-@pytest.mark.parametrize(
-    ("name", "resolve", "error"),
-    [
-        ("link", NO_SYMLINKS, errno.ELOOP),
-        ("via/a", NO_SYMLINKS, errno.ELOOP),
-        ("../a", BENEATH, errno.EXDEV),
-        ("/etc/passwd", BENEATH, errno.EXDEV),
-        ("absent", 0, errno.ENOENT),
-        ("a", 1 << 60, errno.EINVAL),
-    ],
-)
-def test_openat2_refuses(module: Path, tmp_path: Path, name: str, resolve: int, error: int) -> None:
-    (tmp_path / "a").write_text("x")
-    (tmp_path / "link").symlink_to("a")
-    (tmp_path / "via").symlink_to(".")
-    prelude = f"here = os.open({str(tmp_path)!r}, os.O_PATH)"
-    assert ask(module, f"lib.shim_openat2(here, {name.encode()!r}, 0, 0, {resolve})", prelude) == str(-error)
-
-
-def test_pdeathsig(module: Path) -> None:
-    assert ask(module, "lib.shim_pdeathsig()") == "0"
-    assert ask(module, "lib.shim_pdeathsig()", "import ctypes", "ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)") == "9"
+def test_ptrace_seizes_and_lets_go(module: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT ROOT: another process may not be traced everywhere")
+    with subprocess.Popen(["/bin/sleep", "60"]) as sleeper:
+        calls = f"[lib.shim_ptrace(r, {sleeper.pid}, 0, module.ffi.NULL) for r in (0x4206, 0x4207)], os.waitpid({sleeper.pid}, 0x40000000)[0]"
+        assert ask(module, calls) == f"[0, 0] {sleeper.pid}"
+        sleeper.kill()
 
 
 def test_the_stub_names_what_the_module_has() -> None:
     """mypy reads shim/_sys.pyi; a function that is in the cdef and not there, or the other way round, is a lie."""
     declared = {line.split("(")[0].split()[-1] for line in (build.NATIVE / "sys.cdef").read_text().splitlines()}
     stub = (build.ROOT / "shim" / "_sys.pyi").read_text()
-    assert declared == {line.split("def ")[1].split("(")[0] for line in stub.splitlines() if "def " in line}
+    assert declared == {line.split("def ")[1].split("(")[0] for line in stub.splitlines() if "def shim_" in line}
 
 
 def test_one_module_for_every_later_python(module: Path) -> None:

@@ -77,9 +77,7 @@ def test_an_edit_is_never_shadowed(tree: Path) -> None:
 def test_an_edit_of_the_same_size_is_never_shadowed(tree: Path) -> None:
     source = tree / "shim/argv.py"
     before = source.stat()
-    source.write_text(
-        source.read_text().replace("otherwise", "elsewhere")
-    )
+    source.write_text(source.read_text().replace("otherwise", "elsewhere"))
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert len(loaded(tree)) > 30
 

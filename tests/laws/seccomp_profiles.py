@@ -1,4 +1,4 @@
-"""Random seccomp profiles for the laws and the proof: allow-lists and deny-lists with conditions that meet and clash."""
+"""Random seccomp profiles for the laws and the proof: allow-lists and deny-lists whose conditions clash."""
 
 from __future__ import annotations
 

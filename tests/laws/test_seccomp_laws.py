@@ -7,6 +7,7 @@ sockets are not (the meet drops the ABI: counter-example below), and where cubes
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from hypothesis import given
 
@@ -75,7 +76,7 @@ def test_equal_values_have_equal_hashes(a: Profile, b: Profile) -> None:
 
 @given(raws(), raws())
 def test_writing_and_reading(asked: object, ceiling: dict[str, object]) -> None:
-    spec = {"process": {"args": ["x"]}, "linux": {"seccomp": asked, "cgroupsPath": "/x"}}
+    spec: dict[str, Any] = {"process": {"args": ["x"]}, "linux": {"seccomp": asked, "cgroupsPath": "/x"}}
     before = json.dumps(spec)
     value = meet(seccomp.from_spec(spec, Facts()), Profile(ceiling))
     out = seccomp.apply_to_spec(spec, value, Facts())

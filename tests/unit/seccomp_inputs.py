@@ -89,5 +89,13 @@ NO_PACKET = profile("ALLOW", rule("socket", "ERRNO", (0, "EQ", 17)), rule("ptrac
 NO_NETLINK = profile("ALLOW", rule("socket", "ERRNO", (0, "EQ", 16)), rule("keyctl ptrace", "KILL"))
 NO_NAMESPACES = profile("ALLOW", rule("clone unshare", "ERRNO", (0, "MASKED_EQ", 0x10000000, 0x10000000)))
 NO_TIOCSTI = profile("ALLOW", rule("ioctl", "ERRNO", (1, "EQ", 0x5412)))
-RANGES = profile("ERRNO", rule("socket", "ALLOW", (0, "LT", 38)), rule("socket", "ALLOW", (0, "GT", 40)), rule("read", "ALLOW"))
-DENY_LISTS = {"unix": UNIX_ONLY, "packet": NO_PACKET, "netlink": NO_NETLINK, "clone": NO_NAMESPACES, "tiocsti": NO_TIOCSTI}
+RANGES = profile(
+    "ERRNO", rule("socket", "ALLOW", (0, "LT", 38)), rule("socket", "ALLOW", (0, "GT", 40)), rule("read", "ALLOW")
+)
+DENY_LISTS = {
+    "unix": UNIX_ONLY,
+    "packet": NO_PACKET,
+    "netlink": NO_NETLINK,
+    "clone": NO_NAMESPACES,
+    "tiocsti": NO_TIOCSTI,
+}

@@ -34,7 +34,7 @@ def slow(data: bytes, arch: int, number: int, args: tuple[int, ...]) -> int:
         elif kind == 0x04:
             a = {0x50: a & k, 0x40: a | k}[code & 0xF0]
         elif kind == 0x06:
-            return k
+            return int(k)
         elif code & 0xF0 == 0x00:
             pc += k
         else:
@@ -55,7 +55,7 @@ PROFILES = {
 @pytest.mark.parametrize("optimize", [1, 2])
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_interpreter_agrees_with_a_slow_one(name: str, optimize: int) -> None:
-    raw = PROFILES[name]().raw
+    raw = PROFILES[name]().raw  # type: ignore[no-untyped-call]
     assert raw is not None
     data = libseccomp.compile(raw, HOST, optimize)
     program = bpf.decode(data)
@@ -81,13 +81,13 @@ def test_an_instruction_of_no_filter_is_refused() -> None:
 @pytest.mark.parametrize("name", ["moby", "agent", "ranges", "clone"])
 def test_pyseccomp_compiles_the_same(name: str) -> None:
     pyseccomp = pytest.importorskip("pyseccomp", reason="LOUD: no second opinion on compilation")
-    raw = PROFILES[name]().raw
+    raw = PROFILES[name]().raw  # type: ignore[no-untyped-call]
     assert raw is not None
     returns = {"SCMP_ACT_ALLOW": pyseccomp.ALLOW}
     tokens = {inputs.NATIVE: "X86_64", inputs.X86: "X86", inputs.X32: "X32"}
 
     def action(what: str, errno: int | None) -> int:
-        return returns.get(what) or pyseccomp.ERRNO(1 if errno is None else errno)
+        return int(returns.get(what) or pyseccomp.ERRNO(1 if errno is None else errno))
 
     default = action(raw["defaultAction"], raw.get("defaultErrnoRet"))
     context = pyseccomp.SyscallFilter(default)
@@ -132,11 +132,12 @@ ENDLESS = profile(
 
 def test_a_compilation_without_end_is_cut_short() -> None:
     """libseccomp 2.5.4 loops for ever on six rules; whether this one does or not, the answer comes."""
+    told = ""
     try:
-        assert libseccomp.compiled([(ENDLESS.raw or {}, 1)], HOST, seconds=0.5)
+        done = bool(libseccomp.compiled([(ENDLESS.raw or {}, 1)], HOST, seconds=0.5))
     except Invalid as error:
-        assert "0.5 s" in str(error)
-        assert libseccomp.version() == (2, 5, 4)
+        done, told = False, str(error)
+    assert done or ("0.5 s" in told and libseccomp.version() == (2, 5, 4))
 
 
 def test_the_table_of_names_holds_all_that_libseccomp_knows() -> None:

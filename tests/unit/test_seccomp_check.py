@@ -11,6 +11,7 @@ from shim.dim import seccomp
 from shim.errors import Invalid, ShimError
 from shim.kernel import Facts
 from shim.seccomp.check import check
+from shim.seccomp.profile import Profile
 
 READ = {"names": ["read"], "action": "SCMP_ACT_ALLOW"}
 ARG = {"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}
@@ -30,8 +31,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "a string": ("unconfined", "linux.seccomp"),
     "no default": ({"syscalls": [READ]}, "linux.seccomp.defaultAction"),
     "unknown default": ({"defaultAction": "SCMP_ACT_MAYBE"}, "linux.seccomp.defaultAction"),
-    "default errno below": ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": -1}, "linux.seccomp.defaultErrnoRet"),
-    "default errno above": ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 4096}, "linux.seccomp.defaultErrnoRet"),
+    "default errno below": (
+        {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": -1},
+        "linux.seccomp.defaultErrnoRet",
+    ),
+    "default errno above": (
+        {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 4096},
+        "linux.seccomp.defaultErrnoRet",
+    ),
     "architecture": ({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["VAX"]}, "linux.seccomp.architectures[0]"),
     "architectures": ({"defaultAction": "SCMP_ACT_ERRNO", "architectures": "X86"}, "linux.seccomp.architectures"),
     "flag": ({"defaultAction": "SCMP_ACT_ERRNO", "flags": ["FAST"]}, "linux.seccomp.flags[0]"),
@@ -79,7 +86,9 @@ def test_absent_null_and_empty_are_no_filter(raw: Any) -> None:
     assert seccomp.from_spec(spec, Facts()) is seccomp.TOP
 
 
-@pytest.mark.parametrize("rule", [READ, {**READ, "args": [ARG] * 3}, {**READ, "args": [{**ARG, "op": "SCMP_CMP_NE"}] * 9}])
+@pytest.mark.parametrize(
+    "rule", [READ, {**READ, "args": [ARG] * 3}, {**READ, "args": [{**ARG, "op": "SCMP_CMP_NE"}] * 9}]
+)
 def test_a_hundred_thousand_rules_are_refused_at_once(rule: Any) -> None:
     raw = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [dict(rule) for _ in range(100_000)]}
     started = time.monotonic()
@@ -90,14 +99,18 @@ def test_a_hundred_thousand_rules_are_refused_at_once(rule: Any) -> None:
 
 def test_the_most_rules_that_are_let_in_are_met_in_bounded_time() -> None:
     rules = [
-        {"names": [name], "action": "SCMP_ACT_ERRNO", "args": [{**ARG, "index": n % 6, "value": n * 77, "op": "SCMP_CMP_NE"}]}
+        {
+            "names": [name],
+            "action": "SCMP_ACT_ERRNO",
+            "args": [{**ARG, "index": n % 6, "value": n * 77, "op": "SCMP_CMP_NE"}],
+        }
         for n in range(1000)
         for name in ("read", "write", "ioctl", "socket")
     ]
     asked = seccomp.from_spec({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}}}, Facts())
     started = time.monotonic()
     try:
-        seccomp.meet(asked, seccomp.Profile({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules[::2]}))
+        seccomp.meet(asked, Profile({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules[::2]}))
     except ShimError:
         pass
     assert time.monotonic() - started < 30

@@ -75,7 +75,9 @@ def test_conditions_on_capabilities_are_read_both_ways() -> None:
 
 
 def test_too_many_instructions() -> None:
-    rules = [rule("mmap mremap munmap", "ALLOW", (1, "EQ", n << 32 | n * 3), (0, "EQ", n << 33 | 1)) for n in range(700)]
+    rules = [
+        rule("mmap mremap munmap", "ALLOW", (1, "EQ", n << 32 | n * 3), (0, "EQ", n << 33 | 1)) for n in range(700)
+    ]
     assert (-1, "too-long") in found("ERRNO", *rules)
 
 

@@ -196,7 +196,16 @@ def damage(path: Path, how: str) -> None:
             path.parent.chmod(0o777)
 
 
-HARM = ("cut", "changed", "empty", "of another key", "writable by others", "a link", "a fifo", "directory writable by others")
+HARM = (
+    "cut",
+    "changed",
+    "empty",
+    "of another key",
+    "writable by others",
+    "a link",
+    "a fifo",
+    "directory writable by others",
+)
 
 
 @pytest.mark.parametrize("how", HARM)
@@ -224,7 +233,11 @@ def test_a_file_of_dockers_form(tmp_path: Path) -> None:
         "syscalls": [
             {"name": "read", "names": None, "action": "SCMP_ACT_ALLOW", "args": None, "comment": ""},
             {"names": ["bpf"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_BPF"]}},
-            {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "excludes": {"caps": ["CAP_SYS_ADMIN"], "arches": ["arm64"]}},
+            {
+                "names": ["mount"],
+                "action": "SCMP_ACT_ALLOW",
+                "excludes": {"caps": ["CAP_SYS_ADMIN"], "arches": ["arm64"]},
+            },
             {"names": ["kcmp"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["s390x"]}},
             {"names": ["ptrace"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "4.8"}},
         ],

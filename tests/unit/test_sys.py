@@ -47,7 +47,8 @@ def test_ptrace_seizes_and_lets_go(module: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("NOT ROOT: another process may not be traced everywhere")
     with subprocess.Popen(["/bin/sleep", "60"]) as sleeper:
-        calls = f"[lib.shim_ptrace(r, {sleeper.pid}, 0, module.ffi.NULL) for r in (0x4206, 0x4207)], os.waitpid({sleeper.pid}, 0x40000000)[0]"
+        seized = f"[lib.shim_ptrace(r, {sleeper.pid}, 0, module.ffi.NULL) for r in (0x4206, 0x4207)]"
+        calls = f"{seized}, os.waitpid({sleeper.pid}, 0x40000000)[0]"
         assert ask(module, calls) == f"[0, 0] {sleeper.pid}"
         sleeper.kill()
 

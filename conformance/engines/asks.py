@@ -87,7 +87,7 @@ class Asks:
 
     @pytest.mark.parametrize("ask", ASKS)
     def test_run(self, engine: DockerLike, column: Column, oracle: Oracle, ask: str) -> None:
-        found = look(engine, column, *ASKS[ask])
+        found = oracle(look, engine, column, *ASKS[ask])
         agrees(column, found, lambda: oracle(look, engine, RUNC, *ASKS[ask]))
         if not column.shim and ask in TELLING:
             more = expect.excess(evidence.parsed(found.out), AGENT, HOST)
@@ -96,7 +96,7 @@ class Asks:
 
     def test_exec(self, engine: DockerLike, column: Column, oracle: Oracle) -> None:
         """The engine builds exec's process.json from its own copy of the spec, not from what was granted."""
-        found = look_by_exec(engine, column)
+        found = oracle(look_by_exec, engine, column)
         if column.ceiling is None:
             theirs = oracle(look_by_exec, engine, RUNC)
             for ask, result in found.items():

@@ -83,7 +83,7 @@ def rootless(the_room: Room, archive: Callable[[str], Path]) -> Iterator[podman_
 
 @pytest.fixture(scope="session")
 def oracle() -> Callable[..., Result]:
-    """oracle(look, engine, column, *args): `look(...)`, run once a session; what plain runc makes of it."""
+    """oracle(look, engine, column, *args): `look(...)`, run once a session: plain runc's answer is needed often."""
     known: dict[tuple[object, ...], Result] = {}
 
     def ask(look: Callable[..., Result], engine: harness.Engine, *args: object) -> Result:

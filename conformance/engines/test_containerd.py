@@ -158,7 +158,7 @@ def test_unmodified_image(engine: Containerd, column: Column, image: str) -> Non
 
 @pytest.mark.parametrize("ask", ASKS)
 def test_asked_for_more(engine: Containerd, column: Column, oracle: Oracle, ask: str) -> None:
-    found = look(engine, column, *ASKS[ask])
+    found = oracle(look, engine, column, *ASKS[ask])
     agrees(column, found, lambda: oracle(look, engine, RUNC, *ASKS[ask]))
     if not column.shim and ask in TELLING:
         more = expect.excess(evidence.parsed(found.out), AGENT, HOST)
@@ -167,7 +167,7 @@ def test_asked_for_more(engine: Containerd, column: Column, oracle: Oracle, ask:
 
 
 def test_exec_is_lowered(engine: Containerd, column: Column, oracle: Oracle) -> None:
-    found = look_by_exec(engine, column)
+    found = oracle(look_by_exec, engine, column)
     agrees(column, found, lambda: oracle(look_by_exec, engine, RUNC))
 
 

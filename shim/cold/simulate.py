@@ -89,7 +89,7 @@ def compare(
 
 def _foreign(arch: int, number: int, loaded: frozenset[int]) -> bool:
     """Whether the call belongs to an ABI that the result leaves out; -1, a tracer's skipped call, belongs to none."""
-    x32 = number & _X32 and arch == libseccomp.TOKENS["SCMP_ARCH_X86_64"]
+    x32 = number >= _X32 and arch == libseccomp.TOKENS["SCMP_ARCH_X86_64"]
     if x32 and number != 0xFFFFFFFF:
         return libseccomp.TOKENS["SCMP_ARCH_X32"] not in loaded
     return arch not in loaded
@@ -136,7 +136,7 @@ def _vectors(arch: int, number: int, every: list[tuple[bpf.Program, int]], chanc
 def _wide(arch: int, number: int) -> frozenset[int]:
     """The arguments of a call that the kernel takes as they are; on ABIs of 32 bits there is nothing to cut."""
     abi = next((name for name, token in libseccomp.TOKENS.items() if token == arch), "")
-    if abi in NARROW or number & _X32:
+    if abi in NARROW or number >= _X32:
         return frozenset(range(6))
     call = libseccomp.name(number, abi)
     return frozenset(index for name, index in WIDE if name == call)

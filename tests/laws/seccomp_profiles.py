@@ -14,6 +14,7 @@ NAMES = ("read", "write", "socket", "clone", "ioctl", "ptrace", "personality", "
 VALUES = (0, 1, 2, 3, 9, 16, 38, 0x5412, 0x7E020000, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63, 2**64 - 1)
 DEFAULTS = ("ERRNO", "ERRNO", "ALLOW", "KILL", "KILL_PROCESS", "LOG", "TRAP")
 ACTIONS = ("ALLOW", "ALLOW", "ALLOW", "ERRNO", "ERRNO", "KILL", "KILL_PROCESS", "TRAP", "LOG", "NOTIFY", "TRACE")
+GENTLE = ("ALLOW", "ALLOW", "ERRNO", "LOG", "NOTIFY")
 OPERATORS = ("EQ", "EQ", "NE", "LT", "LE", "GT", "GE", "MASKED_EQ")
 
 values = st.sampled_from(VALUES) | st.integers(0, 255) | st.integers(0, 2**64 - 1)
@@ -29,7 +30,8 @@ tame = st.tuples(st.just(0), st.sampled_from(OPERATORS), st.sampled_from(VALUES)
 def rules(draw: st.DrawFn, condition: st.SearchStrategy[Any] = tame) -> dict[str, Any]:
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True))
     conditions = draw(st.lists(condition, max_size=2, unique_by=lambda one: one[0]))
-    action = draw(st.sampled_from(ACTIONS))
+    # Several harder denials by argument in one call cost more cubes than their budget: only the wild ones have them.
+    action = draw(st.sampled_from(GENTLE if conditions and condition is tame else ACTIONS))
     errno = draw(st.sampled_from((None, 1, 22, 38))) if action == "ERRNO" else None
     # A masked value outside of its mask holds never, which libseccomp may or may not notice: half are inside.
     inside = [(i, op, a, a & b if op == "MASKED_EQ" and a % 2 == 0 else b) for i, op, a, b in conditions]

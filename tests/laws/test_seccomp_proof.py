@@ -1,0 +1,253 @@
+"""The proof on compiled BPF: meets of real, own, deny-list and generated profiles; and mutants of the meet, all caught.
+
+AGENTSHIM_PROBES is the least number of simulated probes of the generated run; a full run has 10,000,000.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from shim.cold import libseccomp, prove, simulate
+from shim.cold.simulate import Looser
+from shim.dim import seccomp
+from shim.errors import Bug, Invalid, Refused
+from shim.seccomp import emit, words
+from shim.seccomp.profile import Profile
+from tests.laws.seccomp_profiles import NAMES, VALUES, raws, wild
+from tests.unit import seccomp_inputs as inputs
+from tests.unit.seccomp_inputs import NATIVE, profile, rule
+
+HOST = platform.machine()
+pytestmark = pytest.mark.skipif(HOST != "x86_64", reason="LOUD: the tables of this test are those of x86-64")
+PROBES = int(os.environ.get("AGENTSHIM_PROBES", "100000"))
+
+EVERY: dict[str, Callable[[], Profile]] = {
+    "moby": inputs.moby,
+    "moby+SYS_ADMIN": lambda: inputs.moby("SYS_ADMIN"),
+    "common": inputs.containers_common,
+    "common+AUDIT_WRITE": lambda: inputs.containers_common(f"{inputs.PODMAN} AUDIT_WRITE"),
+    **{name: (lambda name=name: inputs.ours(name)) for name in inputs.OURS},  # type: ignore[misc]
+    "dev+joins": lambda: inputs.ours("dev", "MKNOD SYS_CHROOT NET_RAW", ("@user-namespaces", "ptrace")),
+    **{f"no {name}": (lambda one=one: one) for name, one in inputs.DENY_LISTS.items()},  # type: ignore[misc]
+    "ranges": lambda: inputs.RANGES,
+    "bottom": lambda: seccomp.BOTTOM,
+}
+
+
+def check(a: Profile, b: Profile, meet: Callable[[Profile, Profile], Profile] = seccomp.meet, level: int = 1) -> int:
+    """The number of probes; Looser where the meet is more permissive than a side."""
+    result = meet(a, b)
+    program, *sides = prove.compiled([result, *(side for side in (a, b) if not side.is_top)], HOST, level)
+    return simulate.compare(program, sides, HOST, prove.tokens(result, HOST))
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize(("one", "two"), list(itertools.combinations(EVERY, 2)))
+def test_pairs_in_both_orders(one: str, two: str, level: int) -> None:
+    a, b = EVERY[one](), EVERY[two]()
+    assert check(a, b, level=level) > 1000
+    assert check(b, a, level=level) > 1000
+
+
+def test_the_record_of_a_proof() -> None:
+    a, b = inputs.moby(), inputs.ours("agent")
+    result, record = prove.granted(a, b)
+    assert result == seccomp.meet(a, b)
+    assert record["probes"] > 5000 and record["dropped"] == [] and 300 < record["instructions"] < 1000
+    assert record["libseccomp"] == ".".join(map(str, libseccomp.version()))
+
+
+def test_no_filter_on_both_sides_is_nothing_to_prove() -> None:
+    assert prove.granted(seccomp.TOP, seccomp.TOP) == (seccomp.TOP, {})
+    assert prove.granted(seccomp.TOP, inputs.ours("agent"))[1]["probes"] > 1000
+
+
+ABIS = ((), (inputs.X32,), (inputs.X86,), (inputs.X86, inputs.X32))
+
+
+@given(raws(wild, ABIS), raws(wild, ABIS))
+def test_generated(asked: dict[str, Any], ceiling: dict[str, Any]) -> None:
+    """Whatever libseccomp makes of them: granted() proves its result, or refuses."""
+    try:
+        prove.granted(Profile(asked), Profile(ceiling), (1,))
+    except (Invalid, Refused):
+        pass  # libseccomp refuses the profile itself, and so would the delegate
+
+
+def some(chance: random.Random) -> Profile:
+    """A profile as engines and people write them: several rules with conditions, some ABIs, no contradictions."""
+    gentle = chance.random() < 0.5
+    rules = []
+    for name in chance.sample(NAMES, 6):
+        action = chance.choice(("ERRNO", "KILL", "TRAP") if gentle else ("ALLOW",))
+        for _ in range(chance.randrange(3)):
+            indexes = chance.sample(range(3), chance.randrange(1, 3))
+            rules.append(rule(name, action, *(condition(chance, index) for index in indexes)))
+    archs = chance.choice(((NATIVE,), (NATIVE,), (NATIVE, inputs.X86, inputs.X32)))
+    plain = [] if gentle else [rule("read write openat", "ALLOW")]
+    return profile("ALLOW" if gentle else chance.choice(("ERRNO", "KILL")), *plain, *rules, archs=archs)
+
+
+def condition(chance: random.Random, index: int) -> tuple[Any, ...]:
+    value = chance.choice((chance.choice(VALUES), chance.getrandbits(6), chance.getrandbits(64)))
+    op = chance.choice(("EQ", "EQ", "EQ", "NE", "LT", "GE", "MASKED_EQ"))
+    return index, op, value, value & chance.getrandbits(64) if op == "MASKED_EQ" else 0
+
+
+def test_ten_million_probes_in_a_full_run() -> None:
+    fixed = [EVERY[name]() for name in ("moby", "common", "agent", "web", "dev")]
+    probes, seed = 0, 0
+    while probes < PROBES:
+        seed += 1
+        chance = random.Random(seed)
+        a, b = some(chance), chance.choice((some(chance), chance.choice(fixed)))
+        try:
+            probes += prove.granted(a, b, (1 + seed % 2,))[1]["probes"]
+        except Invalid:
+            continue
+        except Bug as bug:
+            raise AssertionError(f"seed {seed}") from bug
+
+
+# --- limits
+
+
+def test_a_meet_that_would_outgrow_a_filter_is_lowered_and_says_so() -> None:
+    def wide(step: int) -> Profile:
+        rules = [rule(f"{name}", "ALLOW", (0, "EQ", n << 32 | n), (1, "EQ", n * step)) for n in range(300) for name in
+                 ("mmap", "mremap", "munmap", "madvise")]  # fmt: skip
+        return profile("ERRNO", rule("read", "ALLOW"), *rules)
+
+    result, record = prove.granted(wide(1), seccomp.TOP, (1,)) if False else prove.granted(seccomp.TOP, wide(1), (1,))
+    assert record["dropped"] and record["instructions"] <= prove.MOST_INSTRUCTIONS
+    assert "read" in result.model.calls and seccomp.leq(result, wide(1))
+
+
+def test_a_proof_that_fails_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    loose = profile("ALLOW", rule("bpf", "ERRNO"))
+    monkeypatch.setattr(seccomp, "meet", lambda a, b: loose)
+    with pytest.raises(Bug, match="no looser than either side"):
+        prove.granted(inputs.moby(), inputs.ours("agent"))
+
+
+def test_a_side_that_libseccomp_miscompiles_lowers_the_call() -> None:
+    """libseccomp 2.5.4 traps 2^31 + 1 here; whatever this one does, the result is proved."""
+    odd = profile("ERRNO", rule("ptrace", "TRAP", (0, "GT", 2**63)), rule("ptrace", "KILL_PROCESS", (0, "LT", 181)))
+    _, record = prove.granted(odd, profile("ERRNO", archs=(NATIVE, inputs.X86)), (1,))
+    assert record["dropped"] in ([], ["ptrace"])
+    if libseccomp.version() == (2, 5, 4):
+        assert record["dropped"] == ["ptrace"]
+
+
+# --- mutants: each must be caught on profiles that a right meet passes
+
+
+def unrounded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Profile]:
+    """Skips the rounding of ints: high bits pass what the kernel then cuts off."""
+    monkeypatch.setattr(words, "low_only", lambda cube, wide: cube)
+    monkeypatch.setattr(words, "any_high", lambda cube, wide: cube)
+    return lambda a, b: seccomp.meet(Profile(a.raw), Profile(b.raw))
+
+
+def enumerated(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Profile]:
+    """Keeps a denial of NE as the list of all other families, as if there were 64 of them."""
+    right = words.compare
+
+    def compare(op: str, value: int, two: int) -> tuple[tuple[int, int], ...]:
+        if op != "NE":
+            return right(op, value, two)
+        return tuple((2**64 - 1, other) for other in range(64) if other != value)
+
+    monkeypatch.setattr(words, "compare", compare)
+    return lambda a, b: seccomp.meet(Profile(a.raw), Profile(b.raw))
+
+
+def by_name(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Profile]:
+    """Merges rules by the name of the call, and keeps one side's conditions where they differ."""
+
+    def meet(a: Profile, b: Profile) -> Profile:
+        assert a.raw is not None and b.raw is not None
+        sides = [{name: r for r in raw["syscalls"] for name in r["names"]} for raw in (a.raw, b.raw)]
+        kept = [{**sides[0][name], "names": [name]} for name in sides[0] if name in sides[1]]
+        return Profile({**a.raw, "architectures": [NATIVE], "syscalls": kept})
+
+    return meet
+
+
+def both_denials(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Profile]:
+    """ANDs the conditions of two denials: only what both deny is denied."""
+
+    def meet(a: Profile, b: Profile) -> Profile:
+        assert a.raw is not None and b.raw is not None
+        pairs = itertools.product(a.raw["syscalls"], b.raw["syscalls"])
+        rules = [{**x, "args": [*x.get("args", ()), *y.get("args", ())]} for x, y in pairs if x["names"] == y["names"]]
+        return Profile({**a.raw, "syscalls": rules})
+
+    return meet
+
+
+def all_abis(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Profile]:
+    """Keeps an ABI that only one side serves."""
+
+    def meet(a: Profile, b: Profile) -> Profile:
+        raw = seccomp.meet(a, b).raw
+        assert raw is not None
+        return Profile({**raw, "architectures": [NATIVE, inputs.X86, inputs.X32]})
+
+    return meet
+
+
+def gentler(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Profile]:
+    """Turns a kill into an errno."""
+
+    def meet(a: Profile, b: Profile) -> Profile:
+        raw = seccomp.meet(a, b).raw
+        assert raw is not None
+        rules = [r for r in raw["syscalls"] if "KILL" not in r["action"]]
+        return Profile({**raw, "syscalls": rules})
+
+    return meet
+
+
+MUTANTS: dict[str, tuple[Any, Callable[[], Profile], Callable[[], Profile]]] = {
+    "skip the rounding": (unrounded, inputs.containers_common, lambda: inputs.NO_PACKET),
+    "skip the rounding of a denial": (unrounded, lambda: inputs.NO_PACKET, lambda: inputs.NO_NETLINK),
+    "skip the rounding of a range": (unrounded, inputs.moby, lambda: inputs.NO_NETLINK),
+    "keep NE enumerated": (enumerated, inputs.containers_common, lambda: inputs.UNIX_ONLY),
+    "merge by name": (by_name, inputs.moby, lambda: inputs.ours("agent")),
+    "AND two denials": (both_denials, lambda: inputs.NO_PACKET, lambda: inputs.NO_NETLINK),
+    "keep all ABIs": (all_abis, inputs.moby, lambda: inputs.ours("agent")),
+    "kill to errno": (gentler, inputs.containers_common, lambda: inputs.NO_NETLINK),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant, one, two = MUTANTS[name]
+    a, b = one(), two()
+    assert check(a, b) and check(b, a)
+    caught = 0
+    for sides in ((a, b), (b, a)):
+        with monkeypatch.context() as patch:
+            try:
+                check(*sides, meet=mutant(patch))
+            except (Looser, Invalid):
+                caught += 1
+    assert caught
+
+
+def test_the_canonical_text_has_nothing_to_lint() -> None:
+    from shim.cold import lint_seccomp
+
+    for name in ("moby", "common", "no unix", "no clone"):
+        raw = seccomp.meet(EVERY[name](), inputs.ours("dev")).raw
+        assert raw is not None and [one for one in lint_seccomp.lint_json(raw) if one.code != "unknown-name"] == []
+        assert emit.emit(Profile(raw).model, HOST) == raw

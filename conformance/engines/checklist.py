@@ -20,7 +20,7 @@ from conformance import cgroup, evidence
 from conformance.columns import Column
 from conformance.engines.harness import BUSYBOX, NODE, PYTHON, DockerLike, Engine
 from conformance.engines.terminal import Terminal
-from conformance.room import wait_for
+from conformance.room import Result, wait_for
 
 # A loop until the engine has told the container how large the terminal is.
 TERMINAL = """
@@ -195,10 +195,15 @@ def is_up(engine: DockerLike, name: str) -> bool:
 
 
 def at_once(engine: Engine, each: Iterable[Sequence[str]]) -> list[str]:
-    """What each of these commands printed, all running at the same time."""
+    """What each of these commands printed, all running at the same time; any failure is shown as the user sees it."""
     pipe = subprocess.PIPE
-    children = [engine.room.popen([*engine.client, *words], env=engine.env, stdout=pipe) for words in each]
-    return [child.communicate(timeout=60)[0] for child in children]
+    argvs = [[*engine.client, *words] for words in each]
+    children = [engine.room.popen(argv, env=engine.env, stdout=pipe, stderr=pipe) for argv in argvs]
+    ends = [child.communicate(timeout=60) for child in children]
+    results = [Result(tuple(argv), child.returncode, *end) for argv, child, end in zip(argvs, children, ends)]
+    failed = [str(result) for result in results if result.code != 0]
+    assert not failed, "\n".join(failed)
+    return [result.out for result in results]
 
 
 def volume(engine: DockerLike, tmp_path: Path) -> Path:

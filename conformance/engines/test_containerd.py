@@ -22,6 +22,7 @@ from conformance.room import Result, wait_for
 
 pytestmark = pytest.mark.engine
 RUNC = COLUMNS[0]
+LINGER = "sleep 0.3"  # ctr itself now and then loses the output of a process that ends at once
 HERE = f"/proc/{os.getpid()}/ns"  # the host's; on some hosts nobody may open those of pid 1
 
 ASKS: dict[str, tuple[str, ...]] = {
@@ -61,7 +62,7 @@ def engine(containerd: Containerd) -> Containerd:
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_exit_code(engine: Containerd, column: Column, code: int) -> None:
-    result = engine.run(column, "sh", "-c", f"echo out; echo err >&2; exit {code}")
+    result = engine.run(column, "sh", "-c", f"echo out; echo err >&2; {LINGER}; exit {code}")
     assert (result.code, result.out) == (code, "out\n"), str(result)
     assert result.err.startswith("err\n"), str(result)
 
@@ -90,8 +91,7 @@ def talk(engine: Containerd, words: list[str]) -> None:
 def test_exec(engine: Containerd, column: Column) -> None:
     with engine.detached(column, *SLEEP) as name:
         exec_ = ("task", "exec", "--exec-id")
-        result = engine.do(*exec_, "one", name, "sh", "-c", "echo out; sleep 0.1; exit 3")
-        # ctr itself now and then loses the last output of a process that ends at once
+        result = engine.do(*exec_, "one", name, "sh", "-c", f"echo out; {LINGER}; exit 3")
         assert (result.code, result.out) == (3, "out\n"), str(result)
         assert engine.must(*exec_, "two", "--user", "1000:1000", name, "id", "-u") == "1000"
         assert engine.must(*exec_, "three", "--cwd", "/work", name, "pwd") == "/work"
@@ -212,7 +212,8 @@ def test_twenty_at_once(engine: Containerd, columns: list[Column]) -> None:
     agent = [column for column in columns if column.name == "agent"] or columns
     for kinds in (agent, columns):
         each = [
-            engine.words(kinds[n % len(kinds)], engine.fresh(), "echo", f"n{n}", flags=("--rm",)) for n in range(20)
+            engine.words(kinds[n % len(kinds)], engine.fresh(), "sh", "-c", f"echo n{n}; {LINGER}", flags=("--rm",))
+            for n in range(20)
         ]
         assert at_once(engine, each) == [f"n{n}\n" for n in range(20)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from shim.cold import bpf, libseccomp
-from shim.seccomp.vocabulary import KILL_THREAD, LOW, NARROW, WIDE
+from shim.seccomp.vocabulary import ERRNO, KILL_THREAD, LOW, NARROW, WIDE
 
 SEED = 20250101
 VECTORS = 240  # a call whose arguments matter, and ABI
@@ -17,6 +17,7 @@ VECTORS = 240  # a call whose arguments matter, and ABI
 _ZEROS = (0, 0, 0, 0, 0, 0)
 _ENOSYS = 0x00050026
 _X32 = 0x40000000
+_HIGHS = (0, 1, 0x80000000, 0xFFFFFFFF)
 _PLAIN = tuple(range(640))
 _EDGES = (0x3FFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 # Every ABI that a machine's kernel can run, and one that none can.
@@ -122,7 +123,7 @@ def _vectors(arch: int, number: int, every: list[tuple[bpf.Program, int]], chanc
         mine = answer(*every[0], words)
         rank = bpf.severity(mine)
         cut = tuple(value if index in wide else value & LOW for index, value in enumerate(sent))
-        for seen in (sent,) if cut == sent else (sent, cut):
+        for seen in (sent, cut) if cut != sent and rank > ERRNO else (sent,):
             if seen is cut:
                 words = bpf.words_of(arch, number, cut)
             for program, outcome in every[1:]:
@@ -147,28 +148,37 @@ def answer(program: bpf.Program, outcome: int, words: list[int]) -> int:
 
 
 def vectors_of(every: list[tuple[bpf.Program, int]], chance: random.Random, count: int) -> list[tuple[int, ...]]:
-    """At most about `count` argument vectors that tell the programs apart if anything does.
+    """About `count` argument vectors that tell the programs apart if anything does; every: the result first.
 
-    Each candidate of each argument is tried twice at least: beside constants of the others, and beside random ones.
+    First what the sides compare for equality, with all kinds of high halves, in combination; then words near whatever any
+    program compares, beside those; then random combinations.
     """
     words: dict[int, set[int]] = {}
-    for program, outcome in every:
-        if outcome >= 0:
-            for offset, pairs in bpf.constants(program, outcome).items():
-                words.setdefault(offset, set()).update(value for pair in pairs for value in _near(*pair, chance))
+    keys: list[set[int]] = [{0} for _ in range(6)]
+    for position, (program, outcome) in enumerate(every):
+        if outcome < 0:
+            continue
+        for offset, pairs in bpf.constants(program, outcome).items():
+            words.setdefault(offset, set()).update(value for pair in pairs for value in _near(*pair, chance))
+            if position and not offset & 4 and offset >= bpf.ARGS:
+                keys[(offset - bpf.ARGS) >> 3].update(constant for _, constant in pairs)
     choices = [_choices(words, index, chance) for index in range(6)]
-    live = [index for index in range(6) if len(choices[index]) > 1]
+    exact = [sorted(some) for some in keys]
     out = []
-    for index in live:
-        for value in choices[index]:
-            for _ in range(2):
-                vector = [chance.choice(some) for some in choices]
-                vector[index] = value
-                out.append(tuple(vector))
-    if len(out) > count:
-        out = chance.sample(out, count // 2)
-    out += [tuple(chance.choice(some) for some in choices) for _ in range(max(count // 4, count - len(out)) // 2)]
-    return out
+    for index in range(6):
+        if len(choices[index]) > 1:
+            out += [_beside(exact, index, high << 32 | low, chance) for low in exact[index] for high in _HIGHS]
+    if len(out) > 2 * count:
+        out = chance.sample(out, 2 * count)
+    near = [(index, value) for index in range(6) if len(choices[index]) > 1 for value in choices[index]]
+    for index, value in chance.sample(near, min(len(near), count)):
+        out.append(_beside(exact, index, value, chance))
+    return out + [tuple(chance.choice(some) for some in choices) for _ in range(count // 4)]
+
+
+def _beside(exact: list[list[int]], index: int, value: int, chance: random.Random) -> tuple[int, ...]:
+    """A vector with `value` at `index` and something that the sides look for in the other places."""
+    return tuple(value if at == index else chance.choice(some) for at, some in enumerate(exact))
 
 
 def _near(mask: int, constant: int, chance: random.Random) -> tuple[int, ...]:

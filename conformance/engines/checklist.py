@@ -179,11 +179,12 @@ class Checklist:
             assert len(rows) == len(columns) and all(re.match(r"[1-9]\d* [1-9]", row) for row in rows), rows
 
     def test_twenty_at_once(self, engine: DockerLike, columns: list[Column]) -> None:
-        """Each says its own number, under `agent` alone and with all columns mixed."""
+        """Each says its own number and stays while the others come; under `agent`, and with all columns mixed."""
+        image = engine.image(BUSYBOX)
         agent = [column for column in columns if column.name == "agent"] or columns
         for kinds in (agent, columns):
             each = [
-                engine.words("run", kinds[n % len(kinds)], "--rm", engine.image(BUSYBOX), "echo", f"n{n}")
+                engine.words("run", kinds[n % len(kinds)], "--rm", image, "sh", "-c", f"echo n{n}; sleep 0.5")
                 for n in range(20)
             ]
             assert at_once(engine, each) == [f"n{n}\n" for n in range(20)]

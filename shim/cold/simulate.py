@@ -150,7 +150,7 @@ def answer(program: bpf.Program, outcome: int, words: list[int]) -> int:
 def vectors_of(every: list[tuple[bpf.Program, int]], chance: random.Random, count: int) -> list[tuple[int, ...]]:
     """About `count` argument vectors that tell the programs apart if anything does; every: the result first.
 
-    First what the sides compare for equality, with all kinds of high halves, in combination; then words near whatever any
+    First what the sides compare for equality, with all kinds of high halves, in combination; then words near what any
     program compares, beside those; then random combinations.
     """
     words: dict[int, set[int]] = {}

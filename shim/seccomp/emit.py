@@ -57,8 +57,8 @@ def emit(model: Model, machine: str) -> dict[str, Any]:
     if default[0] == ERRNO:
         profile["defaultErrnoRet"] = default[1]
     profile["architectures"] = _architectures(model, machine)
-    # Always written: an absent list means SPEC_ALLOW to newer delegates.
-    profile["flags"] = [FLAG_LOG] * model.log + [FLAG_SPEC_ALLOW] * model.spec_allow
+    if model.listed:  # then always written, empty or not: an absent list means SPEC_ALLOW to crun and newer runc
+        profile["flags"] = [FLAG_LOG] * model.log + [FLAG_SPEC_ALLOW] * model.spec_allow
     profile["syscalls"] = rules + parted
     return profile
 

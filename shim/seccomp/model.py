@@ -28,19 +28,21 @@ HARD = (KILL_THREAD, TRAP, ERRNO)
 
 class Model:
     """archs: ABIs that may call at all; calls: name -> Entry; rest: the Entry of all other names;
-    spec_allow: speculation mitigations are left off; log: denials are logged.
+    spec_allow: speculation mitigations are left off; log: denials are logged; listed: that was said, and is not the
+    delegate's own default (runc before 1.2 refuses a list that is not empty).
     """
 
-    __slots__ = ("archs", "calls", "log", "rest", "spec_allow")
+    __slots__ = ("archs", "calls", "listed", "log", "rest", "spec_allow")
 
     def __init__(
-        self, archs: frozenset[str], calls: dict[str, Entry], rest: Entry, spec_allow: bool, log: bool
+        self, archs: frozenset[str], calls: dict[str, Entry], rest: Entry, spec_allow: bool, log: bool, listed: bool
     ) -> None:
         self.archs = archs
         self.calls = calls
         self.rest = rest
         self.spec_allow = spec_allow
         self.log = log
+        self.listed = listed
 
 
 def uniform(action: int, errno: int) -> Entry:
@@ -70,7 +72,7 @@ def meet(a: Model, b: Model) -> Model:
         for name in sorted({**a.calls, **b.calls})
     }
     rest = _meet(a.rest, b.rest, gentle_errno)
-    return Model(a.archs & b.archs, calls, rest, a.spec_allow and b.spec_allow, a.log or b.log)
+    return Model(a.archs & b.archs, calls, rest, a.spec_allow and b.spec_allow, a.log or b.log, a.listed or b.listed)
 
 
 def strict_errno(a: int, b: int) -> int:

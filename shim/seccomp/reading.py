@@ -59,7 +59,9 @@ def of(raw: dict[str, Any], machine: str) -> Model:
     for name, rules in by_name.items():
         calls[name] = _entry(name, rules, action, errno, narrow)
     # An absent list of flags is SPEC_ALLOW to newer runc (1.2) and to crun.
-    return Model(archs, calls, rest, flags is None or FLAG_SPEC_ALLOW in flags, flags is not None and FLAG_LOG in flags)
+    if flags is None:
+        return Model(archs, calls, rest, spec_allow=True, log=False, listed=False)
+    return Model(archs, calls, rest, FLAG_SPEC_ALLOW in flags, FLAG_LOG in flags, listed=True)
 
 
 def _action(name: str, errno: int | None) -> tuple[int, int]:

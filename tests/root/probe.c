@@ -89,7 +89,7 @@ int main(void)
 	say("setns", raw(SYS_setns, 0, 0, 0));
 	say("mount", raw(SYS_mount, 0, 0, 0));
 	say("fsopen", raw(SYS_fsopen, 0, 0, 0));
-	say("ptrace-traceme", raw(SYS_ptrace, 0, 0, 0));
+	say("ptrace-seize", raw(SYS_ptrace, 0x4206, 999999, 0));
 	say("bpf", raw(SYS_bpf, 0, 0, 0));
 	say("keyctl", raw(SYS_keyctl, 0, (unsigned long)-3, 0));
 	say("userfaultfd", raw(SYS_userfaultfd, 0, 0, 0));

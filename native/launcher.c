@@ -349,8 +349,20 @@ static void look_beside(const struct call *call, struct place *place) {
         fail(call, record, "one line, in a file that only root can write", "install again, as root");
 }
 
+/* Whether main.pyc was made of this main.py by this interpreter: hotfile.py says so where Python skips its head. */
+static bool made_of(const char *code, const char *source, const char *python) {
+    struct stat of, by;
+    uint32_t head[4] = {0};
+    int fd = open(code, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    bool whole = fd >= 0 && read(fd, head, sizeof head) == (ssize_t)sizeof head;
+    if (fd >= 0)
+        close(fd);
+    return whole && stat(source, &of) == 0 && stat(python, &by) == 0 && head[1] == (uint32_t)of.st_mtime &&
+           head[2] == (uint32_t)by.st_mtime && head[3] == (uint32_t)by.st_size;
+}
+
 static void find_python(const struct call *call, struct place *place) {
-    char dir[PATH_MAX];
+    char dir[PATH_MAX], code[PATH_MAX];
     read_launch_conf(call, place);
     if (!place->lib[0] || !place->python[0])
         look_beside(call, place);
@@ -359,6 +371,8 @@ static void find_python(const struct call *call, struct place *place) {
     if (!join(dir, place->lib, "/shim") || !join(place->main, dir, "/main.py") || !trusted_path(place->lib, S_IFDIR) ||
         !trusted_path(dir, S_IFDIR) || !trusted_path(place->main, S_IFREG))
         fail(call, place->lib, "a directory with shim/main.py that only root can write", "install again, as root");
+    if (join(code, place->main, "c") && trusted_path(code, S_IFREG) && made_of(code, place->main, place->python))
+        join(place->main, code, "");
 }
 
 static bool is_ignored(int signal) {

@@ -200,28 +200,29 @@ def resolve(path: str) -> tuple[str, bool]:
     """
     todo = [part for part in reversed(path.split("/")) if part]
     here, steady, links = "", True, 0
+    parent: posix.stat_result | None = None  # of `here`; None after a turn
     while todo:
         part = todo.pop()
         if part in (".", ".."):
-            here = here.rpartition("/")[0] if part == ".." else here
+            here, parent = (here.rpartition("/")[0], None) if part == ".." else (here, parent)
             continue
         child = f"{here}/{part}"
         try:
-            parent, there = posix.lstat(here or "/"), posix.lstat(child)
+            parent, there = parent or posix.lstat(here or "/"), posix.lstat(child)
         except OSError:
             return _folded([child, *reversed(todo)]), False
         loose = bool(parent.st_mode & 0o022)
         sticky_and_roots = bool(parent.st_mode & stat.S_ISVTX) and there.st_uid == 0
         steady = steady and parent.st_uid == 0 and (not loose or sticky_and_roots)
         if not stat.S_ISLNK(there.st_mode):
-            here = child
+            here, parent = child, there
             continue
         links += 1
         # A link of /proc leads into another process's root, which its text does not say.
         if links > 40 or child.startswith("/proc/"):
             return _folded([child, *reversed(todo)]), False
         target = posix.readlink(child)
-        here = "" if target[:1] == "/" else here
+        here, parent = ("", None) if target[:1] == "/" else (here, parent)
         todo.extend(one for one in reversed(target.split("/")) if one)
     return here or "/", steady
 

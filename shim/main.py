@@ -1,12 +1,14 @@
-"""Where the launcher enters: `python -I -S main.py IGNORED EXECFN DELEGATE ARGUMENT…`.
+"""Where the launcher enters: `python -I -S main.pyc IGNORED EXECFN DELEGATE ARGUMENT…`.
 
-Nothing is decided here. Our directory is put on the path (-I keeps a script's own off it), and the modules come from
-one file, `hot`, as long as every source is as it was when the file was made: 45 modules searched for, opened and read
-one by one cost 2 ms more at each start. `cold.hotfile` makes it; without it, everything is imported as usual.
+Nothing is decided here. Our directory is put on the path (-I keeps a script's own off it), and the modules that a verb
+wants come from one file, `hot`, as long as each source is as it was when the file was made: parsing this source (1.2
+ms) and searching, opening and loading 42 modules one by one (3 ms) would come on top of every start otherwise.
+`cold.hotfile` makes both files; without them, everything is imported as usual.
 """
 
 from __future__ import annotations
 
+import _imp
 import gc
 import marshal
 import posix
@@ -14,62 +16,74 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from importlib.machinery import ModuleSpec
-    from types import ModuleType
+    from types import CodeType
 
-    Modules = dict[str, tuple[bool, str, int, int]]
+    # Name, path below HOME, whether a package, code; no code: an extension module of the interpreter's, at that path.
+    Modules = tuple[tuple[str, str, bool, CodeType | None], ...]
 
-LIBDIR = __file__.rpartition("/shim/")[0]
-SPEC: type[ModuleSpec] = type(sys.__spec__)  # without importing importlib
-
-
-class Finder:
-    """Loads what the file `hot` holds, open as `fd`: module -> (whether a package, path below LIBDIR, offset, size)."""
-
-    def __init__(self, fd: int, modules: Modules) -> None:
-        self.fd = fd
-        self.modules = modules
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name not in self.modules:
-            return None
-        package, place, _, _ = self.modules[name]
-        spec = SPEC(name, self, origin=f"{LIBDIR}/{place}", is_package=package)  # type: ignore[arg-type]
-        if package:
-            spec.submodule_search_locations = [f"{LIBDIR}/{place}".rpartition("/")[0]]
-        return spec
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None  # the import system makes it
-
-    def exec_module(self, module: ModuleType) -> None:
-        _, path, offset, size = self.modules[module.__name__]
-        module.__file__ = f"{LIBDIR}/{path}"
-        exec(marshal.loads(posix.pread(self.fd, size, offset)), module.__dict__)
+HOME = __file__.rpartition("/shim/")[0]
+WRITABLE_BY_OTHERS = 0o022
 
 
-def hot() -> Finder:
-    """A Finder for `hot`; an empty one if it is not there, of another Python, or older than a source."""
+class Changed(Exception):
+    """A source is not the one that `hot` was made of."""
+
+
+def hot(words: list[str]) -> Modules:
+    """What the verb among `words` imports, in the order of its imports; nothing if `hot` is absent, torn, of another
+    Python, or older than a source. A word that is taken for the verb by mistake costs time, nothing else.
+    """
     try:
-        fd = posix.open(f"{LIBDIR}/shim/hot", posix.O_RDONLY | posix.O_CLOEXEC)
-        start = posix.read(fd, 8)
-        version, sources, modules = marshal.loads(posix.read(fd, int(start)))
-        if version == sys.version and all(same(*source) for source in sources):
-            return Finder(fd, modules)
-    except (OSError, ValueError, EOFError, TypeError):
-        pass
-    return Finder(-1, {})
+        fd = posix.open(f"{HOME}/shim/hot", posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            size = int(posix.read(fd, 8))
+            version, verbs = marshal.loads(posix.read(fd, size))
+            if version != sys.version:
+                return ()
+            place, size, sources = next((verbs[word] for word in words if word in verbs), verbs[""])
+            for source in sources:
+                compare(*source)
+            modules: Modules = marshal.loads(posix.pread(fd, size, place))
+        finally:
+            posix.close(fd)
+    except (OSError, ValueError, EOFError, TypeError, KeyError, Changed):
+        return ()
+    return modules
 
 
-def same(path: str, size: int, changed: int) -> bool:
-    there = posix.stat(f"{LIBDIR}/{path}")
-    return there.st_size == size and there.st_mtime_ns == changed
+def compare(path: str, size: int, changed: int) -> None:
+    """Changed unless the source is as it was. The launcher has looked at our directory and this file, not at others."""
+    there = posix.stat(f"{HOME}/{path}")
+    if there.st_mode & WRITABLE_BY_OTHERS or there.st_uid not in (0, posix.geteuid()):
+        sys.exit(f"main: {HOME}/{path}: asked others can write it, ceiling root's alone: install again, as root")
+    if there.st_size != size or there.st_mtime_ns != changed:
+        raise Changed
+
+
+def load(modules: Modules) -> None:
+    """Import `modules` without the import system; each finds the earlier ones where that system would put them."""
+    kind, spec = type(sys), type(sys.__spec__)
+    loaded = sys.modules
+    for name, path, package, code in modules:
+        if code is None:
+            loaded[name] = extension = _imp.create_dynamic(spec(name, None, origin=path))
+            _imp.exec_dynamic(extension)
+            continue
+        module = kind(name)
+        module.__file__ = f"{HOME}/{path}"
+        if package:
+            module.__path__ = [module.__file__.rpartition("/")[0]]
+        loaded[name] = module
+        parent, _, own = name.rpartition(".")
+        if parent:
+            setattr(loaded[parent], own, module)
+        exec(code, module.__dict__)
 
 
 if __name__ == "__main__":
     gc.disable()  # a decision lives for milliseconds: collecting costs one of them and frees nothing
-    sys.path.insert(0, LIBDIR)
-    sys.meta_path.insert(0, hot())
+    sys.path.append(HOME)
+    load(hot(sys.argv[4:]))
 
     from shim.cli import main
 

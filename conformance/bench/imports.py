@@ -20,6 +20,7 @@ from conformance.bench.turns import Bench
 VERBS = ("create", "exec", "update")
 TIMES = 5
 INTERPRETER = ("-I", "-S", "-B", "-X", "utf8")  # as native/launcher.c starts it
+ENTER = "import sys; sys.path.append(sys.argv[1]); from shim.cli import main; sys.exit(main(sys.argv[2:]))"
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,15 @@ def _middle(verb: str, taken: list[Imports]) -> Imports:
 
 
 def launcher_call(python: str, library: Path, container: Container, delegate: str, *args: str) -> list[str]:
-    """The argv that the launcher makes for our Python part (nothing ignored, not called through a link)."""
-    head = [python, *INTERPRETER, str(library / "shim" / "main.py"), "0", container.by.program, delegate]
+    """The argv that the launcher makes for our Python part (nothing ignored, not called through a link), but with every
+    module imported by itself instead of out of the file `hot`: the interpreter accounts for imports only.
+    """
+    head = [python, *INTERPRETER, "-c", ENTER, str(library), "0", container.by.program, delegate]
     return [*head, *container.by.argv(container.bundle)[1:], *args]
 
 
 def imported(verb: str, argv: list[str], container: Container, stdin: Path | None = None) -> Imports:
-    """Run `argv` (a call of main.py) in the container's bundle, and account for its imports. Raises Failed."""
+    """Run `argv` (of `launcher_call`) in the container's bundle, and account for its imports. Raises Failed."""
     bare = {name for _, name in _account([argv[0], *INTERPRETER, "-c", "pass"], container.bundle, None)}
     seen = _account(argv, container.bundle, stdin)
     return Imports(verb, sorted(((cost, name) for cost, name in seen if name not in bare), reverse=True))

@@ -88,7 +88,8 @@ def _calls(container: Container, options: argparse.Namespace, args: list[str], s
     argv = imports.launcher_call(options.python, options.library, container, options.runc, *args)
     first = 1 + len(imports.INTERPRETER)
     driver = DRIVER.replace("SHOWN", str(SHOWN))
-    print(_run([*argv[:first], "-c", driver, *argv[first:]], container, stdin))
+    script = str(options.library / "shim" / "main.py")
+    print(_run([*argv[:first], "-c", driver, script, *argv[first + 3 :]], container, stdin))
 
 
 def _phases(container: Container, options: argparse.Namespace, args: list[str], stdin: Path | None) -> None:

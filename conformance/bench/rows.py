@@ -12,7 +12,7 @@ from functools import partial
 from conformance.bench import docker, place
 from conformance.bench.calls import arguments
 from conformance.bench.life import Container, Failed, timed
-from conformance.bench.turns import Bench, Row, Samples
+from conformance.bench.turns import QUIET, Bench, Row, Samples
 
 AT_ONCE = 8
 
@@ -51,7 +51,16 @@ def steps(bench: Bench) -> Iterator[Row]:
 
 def lives(bench: Bench) -> Iterator[Row]:
     """Whole lives of /bin/true, in one call and in an engine's four."""
+    yield from _lives(bench, "")
 
+
+def expedited(bench: Bench) -> Iterator[Row]:
+    """The same where the kernel hurries its grace periods (rcu_expedited): what is left is work, ours and theirs."""
+    with place.expedited():
+        yield from _lives(bench, ", expedited")
+
+
+def _lives(bench: Bench, where: str) -> Iterator[Row]:
     def one(name: str, how: str) -> float:
         container = bench.fresh(name)
         try:
@@ -62,7 +71,8 @@ def lives(bench: Bench) -> Iterator[Row]:
 
     for how, title in (("run", "life, `run`"), ("engine", "life, `create` … `delete`")):
         tasks = {name: partial(one, name, how) for name in bench.cast}
-        samples = bench.interleave(tasks, bench.rounds)
+        samples = bench.interleave(tasks, bench.rounds, QUIET)
+        title += where
         yield from bench.row("lives", title, samples, "shim", "runc", 1.10)
         yield from bench.row("lives", title, samples, "shim", "runc-granted", 1.35)
         if "shim-crun" in bench.cast:
@@ -90,17 +100,17 @@ def creates(bench: Bench) -> Iterator[Row]:
 
     everyone = ("shim", "runc", "runc-granted", "shim-crun", "crun")
     tasks = {name: partial(one, name) for name in everyone if name in bench.cast}
-    samples = bench.interleave(tasks, bench.rounds)
+    samples = bench.interleave(tasks, bench.rounds, QUIET)
     yield from bench.row("creates", "`create`", samples, "shim", "runc", 15, "ms")
     yield from bench.row("creates", "`create`", samples, "shim", "runc-granted", None, "ms")
     if "shim-crun" in samples:
         yield from bench.row("creates", "`create`", samples, "shim-crun", "crun", 15, "ms")
     few = max(3, bench.rounds // 3)
     tasks = {name: partial(one, name, template=unseen) for name in ("shim", "runc")}
-    samples = bench.interleave(tasks, few)
+    samples = bench.interleave(tasks, few, QUIET)
     yield from bench.row("creates", "first `create` of a seccomp profile", samples, "shim", "runc", None, "ms")
     tasks = {"shim": partial(one, "shim", before=place.forget_state), "runc": partial(one, "runc")}
-    samples = bench.interleave(tasks, few)
+    samples = bench.interleave(tasks, few, QUIET)
     yield from bench.row("creates", "first `create` after a boot", samples, "shim", "runc", None, "ms")
 
 
@@ -131,7 +141,7 @@ def execs(bench: Bench) -> Iterator[Row]:
             return timed(lambda: _exec(container, args, program))
 
         tasks = {"shim": partial(one, None), "runc": partial(one, bench.delegate)}
-        samples = bench.interleave(tasks, bench.rounds)
+        samples = bench.interleave(tasks, bench.rounds, QUIET)
         yield from bench.row("execs", "`exec`", samples, "shim", "runc", None)
         yield from bench.row("execs", "`exec`", samples, "shim", "runc", None, "ms")
 
@@ -151,6 +161,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "looks": looks,
     "steps": steps,
     "lives": lives,
+    "expedited": expedited,
     "creates": creates,
     "crowd": crowd,
     "execs": execs,

@@ -1,53 +1,130 @@
-"""Makes the file `hot` that `shim/main.py` loads all modules of a container's start from, at build and install.
+"""Makes what a start loads in place of sources, at build and install: `shim/main.pyc` and `shim/hot`.
 
-    python -I -S shim/cold/hotfile.py [LIBDIR]
+    python -I -S -X no_debug_ranges shim/cold/hotfile.py [LIBDIR]
 
-It is trusted like any source beside it: the same directory, root's alone. It must be made by the interpreter that will
-read it, and holds the size and mtime of every source, so that an edit is never shadowed.
+Both are trusted like any source beside them: the same directory, root's alone. They must be made by the interpreter
+that will read them. `main.pyc` says which one that was, and of which main.py, in a place of its head that Python skips
+where it runs a script: the launcher compares.
+`hot` holds the size and mtime of every source, so that an edit is never shadowed.
 """
 
 from __future__ import annotations
+import __future__
 
+import ast
+import importlib
 import marshal
 import os
+import struct
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import MAGIC_NUMBER, find_spec
 from pathlib import Path
+from types import CodeType, ModuleType
 
 START = 8  # characters of the head's length, in decimal
+# The verb, as a call spells it, and the module that decides it; '' is any other call.
+VERBS = {
+    "create": "create",
+    "run": "create",
+    "restore": "create",
+    "exec": "execute",
+    "update": "update",
+    "hook": "hook",
+    "": "passed",
+}
+# Of the interpreter's own, some builds have this one in a file: found here, its place need not be searched for.
+EXTENSIONS = ("_json",)
+Module = tuple[str, str, bool, CodeType | None]
 
 
-def make(libdir: Path) -> Path:
-    """Writes `libdir`/shim/hot, whole or not at all; its path."""
-    sources: list[tuple[str, int, int]] = []
-    modules: dict[str, tuple[bool, str, int, int]] = {}
-    codes: list[bytes] = []
-    end = 0
-    for path in sorted((libdir / "shim").rglob("*.py")):
-        inside = path.relative_to(libdir)
-        if "cold" in inside.parts or inside.name == "main.py":
-            continue
-        there = path.stat()
-        names = inside.with_suffix("").parts
-        package = names[-1] == "__init__"
-        code = marshal.dumps(compile(path.read_bytes(), str(inside), "exec", dont_inherit=True, optimize=2))
-        sources.append((str(inside), there.st_size, there.st_mtime_ns))
-        modules[".".join(names[:-1] if package else names)] = (package, str(inside), end, len(code))
-        codes.append(code)
-        end += len(code)
-    out = libdir / "shim" / "hot"
-    part = out.with_name(f".hot.{os.getpid()}")
-    head = marshal.dumps((sys.version, sources, placed(modules, START + 1 << 20)))
-    # Offsets are numbers of one width in marshal, so that the head's size does not change with them.
-    head = marshal.dumps((sys.version, sources, placed(modules, START + len(head))))
-    part.write_bytes(b"%*d" % (START, len(head)) + head + b"".join(codes))
+class Recorder:
+    """Imports what lies below `libdir` from its sources, and notes each module when all that it imports is there."""
+
+    def __init__(self, libdir: Path) -> None:
+        self.libdir = libdir
+        self.loaded: list[Module] = []
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        folder = self.libdir.joinpath(*name.split("."))
+        package = folder.is_dir()
+        source = folder / "__init__.py" if package else folder.with_suffix(".py")
+        if name.partition(".")[0] != "shim" or not source.is_file():
+            return None
+        spec = ModuleSpec(name, self, origin=str(source), is_package=package)  # type: ignore[arg-type]
+        spec.has_location = True  # __file__, which modules look beside
+        return spec
+
+    def create_module(self, spec: object) -> None:
+        return None  # the import system makes it
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None and module.__spec__.origin is not None
+        source = Path(module.__spec__.origin)
+        inside = str(source.relative_to(self.libdir))
+        code = compiled(source, inside)
+        exec(code, module.__dict__)
+        self.loaded.append((module.__name__, inside, source.name == "__init__.py", code))
+
+
+def compiled(source: Path, name: str) -> CodeType:
+    """Without the import of __future__, which costs 0.1 ms, and with what it asks for."""
+    tree = ast.parse(source.read_bytes())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")]
+    flags = __future__.annotations.compiler_flag
+    code: CodeType = compile(tree, name, "exec", flags, dont_inherit=True, optimize=2)
+    return code
+
+
+def imported(libdir: Path, verb: str) -> tuple[Module, ...]:
+    """All that a call of the module `verb` imports at once, each after what itself imports."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shim"]:
+        del sys.modules[name]
+    recorder = Recorder(libdir)
+    sys.meta_path.insert(0, recorder)
+    try:
+        for name in ("shim.cli", f"shim.verbs.{verb}"):
+            importlib.import_module(name)
+    finally:
+        sys.meta_path.remove(recorder)
+    specs = [find_spec(name) for name in EXTENSIONS if name not in sys.builtin_module_names]
+    return (*((spec.name, spec.origin, False, None) for spec in specs if spec and spec.origin), *recorder.loaded)
+
+
+def make(libdir: Path) -> None:
+    """Writes `libdir`/shim/hot and main.pyc, each whole or not at all."""
+    groups: dict[str, tuple[bytes, list[tuple[str, int, int]]]] = {}
+    for verb in dict.fromkeys(VERBS.values()):
+        modules = imported(libdir, verb)
+        paths = ["shim/main.py", *(path for _, path, _, code in modules if code)]
+        stats = [(path, (libdir / path).stat()) for path in paths]
+        groups[verb] = marshal.dumps(modules), [(path, there.st_size, there.st_mtime_ns) for path, there in stats]
+    # Places have one width in the head, so that its size does not change with them.
+    size = len(head(groups, 1 << 30))
+    codes = b"".join(code for code, _ in groups.values())
+    replace(libdir / "shim/hot", b"%*d" % (START, size) + head(groups, START + size) + codes)
+
+    source = libdir / "shim/main.py"
+    python = os.stat(sys.executable)
+    words = (int(source.stat().st_mtime), int(python.st_mtime), python.st_size)
+    stamp = struct.pack("=III", *(word & 0xFFFFFFFF for word in words))
+    replace(source.with_suffix(".pyc"), MAGIC_NUMBER + stamp + marshal.dumps(compiled(source, "shim/main.py")))
+
+
+def head(groups: dict[str, tuple[bytes, list[tuple[str, int, int]]]], begin: int) -> bytes:
+    """The file's table, where the groups' codes begin at `begin`."""
+    places = {}
+    for name, (codes, sources) in groups.items():
+        places[name] = (begin, len(codes), sources)
+        begin += len(codes)
+    return marshal.dumps((sys.version, {verb: places[name] for verb, name in VERBS.items()}), 1)  # 1: nothing shared
+
+
+def replace(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(data)
     part.chmod(0o644)
-    part.replace(out)
-    return out
-
-
-def placed(modules: dict[str, tuple[bool, str, int, int]], start: int) -> dict[str, tuple[bool, str, int, int]]:
-    """`modules` with offsets from the file's beginning, where the codes begin at `start`."""
-    return {name: (package, path, start + offset, size) for name, (package, path, offset, size) in modules.items()}
+    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 from shim.cold import bpf, libseccomp
+from shim.cold.libseccomp import TOKENS
 from shim.cold.simulate import Looser, compare
 from shim.dim import seccomp
 from shim.errors import Bug, Refused
 from shim.seccomp import emit
 from shim.seccomp.profile import Profile, machine
-from shim.seccomp.vocabulary import ACTION_NAMES, ACTIONS, ALLOW, NATIVE
+from shim.seccomp.vocabulary import ACTION_NAMES, ACTIONS, ALLOW, LOW, NATIVE
 
 # Room for what a delegate puts in front: runc's ENOSYS stub has about ten instructions an ABI.
 MOST_INSTRUCTIONS = bpf.MOST_INSTRUCTIONS - 96
@@ -58,9 +59,9 @@ def _lowered(result: Profile, sides: list[Profile], found: Looser, host: str, dr
     libseccomp 2.5.4 does so where conditions on one argument have several actions ("TRAP if > 2^63, KILL if < 181"
     traps 2^31 + 1), and for some small profiles of several ABIs. Bug for any other difference: that one is ours.
     """
-    abi = next((arch for arch, token in libseccomp.TOKENS.items() if token == found.arch), "")
+    abi = next((arch for arch, token in TOKENS.items() if token == found.arch), "")
     call = libseccomp.name(found.number, abi)
-    if call is None or len(dropped) > _MOST_LOWERED or not any(_misread(side, found, host) for side in sides):
+    if call is None or len(dropped) > _MOST_LOWERED or not any(_misread(side, call, found, host) for side in sides):
         raise Bug("seccomp", "linux.seccomp", str(found), "no looser than either side", "report this") from found
     if call not in dropped:
         dropped.append(call)
@@ -78,14 +79,18 @@ def _lowered(result: Profile, sides: list[Profile], found: Looser, host: str, dr
     return Profile({**result.raw, "syscalls": rules})
 
 
-def _misread(side: Profile, found: Looser, host: str) -> bool:
-    """Whether the filter of `side` answers the vector more harshly than that of its own meaning does."""
-    meaning = Profile({**emit.emit(side.model, host), "architectures": [NATIVE[host]]})
-    answers = []
-    for profile in (meaning, side):
-        (program,) = compiled([profile], host, 1)
-        answers.append(bpf.severity(bpf.run(program, 0, bpf.words_of(found.arch, found.number, found.seen))))
-    return answers[0] > answers[1]
+def _misread(side: Profile, call: str, found: Looser, host: str) -> bool:
+    """Whether the filter of `side` answers the vector more harshly than that of its own meaning does.
+
+    The meaning is asked on the native ABI, where libseccomp errs least; others have the low halves of the arguments.
+    """
+    native = NATIVE[host]
+    meaning = Profile({**emit.emit(side.model, host), "architectures": [native]})
+    own, theirs = (compiled([profile], host, 1)[0] for profile in (meaning, side))
+    number = libseccomp.number(call, native)
+    args = found.seen if (found.arch, found.number) == (TOKENS[native], number) else tuple(a & LOW for a in found.seen)
+    kind = bpf.run(own, 0, bpf.words_of(TOKENS[native], number, args))
+    return bpf.severity(kind) > bpf.severity(bpf.run(theirs, 0, bpf.words_of(found.arch, found.number, found.seen)))
 
 
 def compiled(profiles: list[Profile], host: str, optimize: int) -> list[bpf.Program]:
@@ -123,4 +128,4 @@ def tokens(profile: Profile, host: str) -> frozenset[int]:
     """The ABIs that a delegate loads `profile` for, as audit tokens."""
     assert profile.raw is not None
     archs = {NATIVE[host], *(profile.raw.get("architectures") or ())}
-    return frozenset(token for arch, token in libseccomp.TOKENS.items() if arch in archs)
+    return frozenset(token for arch, token in TOKENS.items() if arch in archs)

@@ -1,9 +1,10 @@
-"""The file that a start loads its modules from: never shadows an edit, never read by another Python, never needed."""
+"""The files that a start loads its modules from: never shadow an edit, never read by another Python, never needed."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ TELL = "import sys; sys.stderr.write('edited\\n')\n"
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the package with a fresh hot file."""
-    skipped = shutil.ignore_patterns("__pycache__", "hot")
+    skipped = shutil.ignore_patterns("__pycache__", "hot", "main.pyc")
     shutil.copytree(REPOSITORY / "shim", tmp_path / "shim", ignore=skipped)
     make(tmp_path)
     return tmp_path
@@ -27,7 +28,7 @@ def make(tree: Path) -> None:
     subprocess.run([sys.executable, "-I", "-S", str(tree / "shim/cold/hotfile.py")], check=True)
 
 
-def start(tree: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def start(tree: Path, *flags: str, verb: str = "create", script: str = "main.py") -> subprocess.CompletedProcess[str]:
     """A call that is refused before anything is touched."""
     command = [
         sys.executable,
@@ -35,19 +36,19 @@ def start(tree: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         "-S",
         "-B",
         *flags,
-        str(tree / "shim/main.py"),
+        str(tree / "shim" / script),
         "0",
         "agentshim",
         "-",
-        "create",
+        verb,
         "a/b",
     ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def loaded(tree: Path) -> list[str]:
+def loaded(tree: Path, verb: str = "create") -> list[str]:
     """Modules that were imported the usual way."""
-    told = start(tree, "-v").stderr
+    told = start(tree, "-v", verb=verb).stderr
     return [line for line in told.splitlines() if "code object from" in line and "/shim/" in line]
 
 
@@ -95,3 +96,24 @@ def test_one_of_another_python_is_not_read(tree: Path) -> None:
     assert version in data
     file.write_bytes(data.replace(version, b"2" + version[1:]))
     assert len(loaded(tree)) > 30
+
+
+@pytest.mark.parametrize("verb", ["create", "run", "restore", "exec", "update", "hook", "state"])
+def test_each_verb_has_its_own_modules(tree: Path, verb: str) -> None:
+    assert loaded(tree, verb) == []
+
+
+def test_a_source_that_others_can_write_is_not_trusted(tree: Path) -> None:
+    (tree / "shim/plan.py").chmod(0o666)
+    done = start(tree)
+    assert (done.returncode, done.stderr.startswith("main: ")) == (1, True)
+
+
+def test_main_is_run_from_byte_code_of_this_interpreter(tree: Path) -> None:
+    """What the launcher compares: 3 words, of the source and of the interpreter that made it."""
+    made = (tree / "shim/main.pyc").read_bytes()
+    source, python = (tree / "shim/main.py").stat(), os.stat(sys.executable)
+    words = (int(source.st_mtime), int(python.st_mtime), python.st_size)
+    assert struct.unpack("=III", made[4:16]) == tuple(word & 0xFFFFFFFF for word in words)
+    done = start(tree, script="main.pyc")
+    assert done.stderr.startswith("argv: id: asked a/b")

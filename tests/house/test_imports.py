@@ -16,6 +16,7 @@ MODULES = sorted(path for path in SHIM.rglob("*.py") if "cold" not in path.parts
 ALLOWED = {
     "__future__",
     "_blake2",
+    "_imp",
     "_json",
     "_sha256",
     "_signal",

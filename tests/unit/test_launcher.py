@@ -12,8 +12,10 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -617,6 +619,42 @@ def test_code_that_others_could_write_is_not_run(house: House, target: str, harm
     finally:
         os.chown(path, 0, 0)
         path.chmod(mode)
+
+
+def byte_code(house: House) -> Path:
+    """A main.pyc beside main.py, with the head that hotfile.py writes."""
+    source, python = (house.lib / "shim" / "main.py").stat(), house.python.stat()
+    words = (int(source.st_mtime), int(python.st_mtime), python.st_size)
+    made = house.lib / "shim" / "main.pyc"
+    made.write_bytes(b"pyc\n" + struct.pack("=III", *(word & 0xFFFFFFFF for word in words)))
+    return made
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda made: None,
+        lambda made: os.utime(made.with_suffix(".py"), (1, 1)),
+        lambda made: made.write_bytes(made.read_bytes()[:8] + bytes(4) + made.read_bytes()[12:]),
+        lambda made: made.write_bytes(made.read_bytes()[:12] + bytes(4)),
+        lambda made: made.write_bytes(made.read_bytes()[:15]),
+        lambda made: made.chmod(0o646),
+        lambda made: os.chown(made, 1, 1),
+    ],
+    ids=["sound", "edited source", "another interpreter", "of another size", "torn", "writable", "another's"],
+)
+def test_byte_code_is_run_if_it_is_of_this_source_and_interpreter(
+    house: House, request: pytest.FixtureRequest, spoil: Callable[[Path], None]
+) -> None:
+    made = byte_code(house)
+    times = made.with_suffix(".py").stat()
+    try:
+        spoil(made)
+        wanted = made if request.node.callspec.id.endswith("sound") else made.with_suffix(".py")
+        assert house.call("create").args[6] == os.fsencode(wanted)
+    finally:
+        os.utime(made.with_suffix(".py"), ns=(times.st_atime_ns, times.st_mtime_ns))
+        made.unlink()
 
 
 def test_interpreter_that_cannot_start(house: House) -> None:

@@ -103,6 +103,7 @@ install: build
 	rm -rf $(NEW) $(DESTDIR)$(LIBDIR).old
 	install -d -m 755 $(DESTDIR)$(PREFIX)/bin $(NEW)
 	$(RUN) -B native/build.py --payload | tar -c -T - | tar -x -C $(NEW) --no-same-owner --no-same-permissions
+	install -m 755 native/build/agentshim-net $(NEW)/agentshim-net
 	$(RUN) -m pip install -qq --disable-pip-version-check --no-compile --target $(NEW)/site-packages \
 		$$($(RUN) -c 'import tomllib; \
 		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cold"])')

@@ -1,8 +1,8 @@
-"""Builds what is C: the launcher `agentshim` and the cffi module `shim._sys`.
+"""Builds what is C: the launcher `agentshim`, the hook `agentshim-net` and the cffi module `shim._sys`.
 
 Belongs here: compiler flags, and where the results go. Next door: Makefile installs them, pyproject.toml names this
 file as hatchling's build hook for the wheel. Run by itself (`python native/build.py`) it builds for the development
-tree; `--launcher` leaves out the module, which needs cffi and Python's headers.
+tree; `--launcher` builds the executables alone: the module needs cffi and Python's headers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ NATIVE = Path(__file__).resolve().parent
 ROOT = NATIVE.parent
 BUILD = NATIVE / "build"
 MODULE = ROOT / "shim" / "_sys.abi3.so"
+NETHOOK = "agentshim-net"  # in the private directory, beside shim/ and hooks/: nobody calls it by hand
 
 WARN = [
     "-Wall",
@@ -41,11 +42,15 @@ HARDEN = ["-std=gnu11", "-fstack-protector-strong", "-Wl,-z,noexecstack"]
 # Paid on each call of an engine. Measured over the exec of /bin/true, itself 630 µs: with musl and no relocations
 # 48 µs, as static-pie 123 µs, with glibc static 570 µs, dynamic 640 µs. It reads only arguments and root's files.
 LAUNCHER = ["-Os", "-static", "-fno-pie", "-no-pie", "-s"]
+# musl has no kernel headers. They come last, so that nothing of glibc's stands in for one of musl's own.
+KERNEL = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{platform.machine()}-linux-gnu"]
 OBJECT = ["-O2", "-D_FORTIFY_SOURCE=2", "-fPIC"]
 SHARED = [*OBJECT, "-shared", "-Wl,-z,relro", "-Wl,-z,now"]
 LIMITED_API = "-DPy_LIMITED_API=0x030b0000"  # 3.11: one module for every later Python
 
-MOST_LINES = 700  # what one person can audit in a sitting
+# What one person can audit in a sitting: the launcher, and the hook, which shares no line with it and holds authority
+# that Python must not have.
+MOST_LINES = 950
 
 PYTHONS = ("/usr/bin/python3", sys.executable)
 
@@ -64,12 +69,20 @@ def cc() -> str:
     return os.environ.get("CC", "cc")
 
 
-def build_launcher(out: Path, extra: Sequence[str] = (), static: bool = True) -> Path:
-    """Compile the launcher to `out`; tests add `extra` flags, and sanitizers need it not to be `static`."""
+def build_static(out: Path, source: str, extra: Sequence[str] = (), static: bool = True) -> Path:
+    """Compile native/`source` to `out`; tests add `extra` flags, and sanitizers need it not to be `static`."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    how = [static_cc(), *LAUNCHER] if static else [cc(), "-g"]
-    replace(out, lambda new: run([*how, *WARN, *HARDEN, *extra, "-o", new, NATIVE / "launcher.c"]))
+    how = [static_cc(), *LAUNCHER, *KERNEL] if static else [cc(), "-g"]
+    replace(out, lambda new: run([*how, *WARN, *HARDEN, *extra, "-o", new, NATIVE / source]))
     return out
+
+
+def build_launcher(out: Path, extra: Sequence[str] = (), static: bool = True) -> Path:
+    return build_static(out, "launcher.c", extra, static)
+
+
+def build_nethook(out: Path, extra: Sequence[str] = (), static: bool = True) -> Path:
+    return build_static(out, "nethook.c", extra, static)
 
 
 def build_module(out: Path = MODULE) -> Path:
@@ -158,16 +171,18 @@ else:
             if self.target_name != "wheel":
                 return
             launcher = build_launcher(BUILD / "agentshim")
+            nethook = build_nethook(BUILD / NETHOOK)
             build_module()
             build_data["pure_python"] = False
             build_data["tag"] = f"cp311-abi3-linux_{platform.machine()}"
             build_data["shared_scripts"] = {str(launcher): "agentshim"}
             build_data["shared_data"] = {str(ROOT / path): f"lib/agentshim/{path}" for path in payload()}
+            build_data["shared_data"][str(nethook)] = f"lib/agentshim/{NETHOOK}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the C parts for the development tree.")
-    parser.add_argument("--launcher", action="store_true", help="the launcher only")
+    parser.add_argument("--launcher", action="store_true", help="the executables only: no cffi needed")
     parser.add_argument(
         "--python", help="the interpreter that the launcher starts (default: /usr/bin/python3 where it is >= 3.11)"
     )
@@ -179,6 +194,7 @@ def main() -> None:
     if options.analyze:
         return analyze()
     build_launcher(BUILD / "agentshim")
+    build_nethook(BUILD / NETHOOK)
     if not options.launcher:
         build_module()
     record_tree(options.python)

@@ -180,13 +180,42 @@ static int read_conf(const char *name, char *buffer, size_t size) {
     return length;
 }
 
-enum line { BLANK, TABLE, QUOTED, BARE, UNCLEAR };
+enum line { BLANK, TABLE, QUOTED, BARE, LIST, UNCLEAR };
 
-/* What one line is, of the part of TOML that cannot be misread: `key = "plain string"` or a bare word; all else is
- * UNCLEAR. *key and *value point into the line, which is cut. */
+static const char *const BLANKS = " \t";
+
+/* What follows the array of plain strings that `text` begins with; NULL where it is more than one line of those. */
+static char *list_end(char *text) {
+    for (char *at = text + 1;; at += *at == ',') {
+        at += strspn(at, BLANKS);
+        if (*at == ']')
+            return at + 1;
+        char *end = at + 1;
+        if (*at != '"' || *(end += strcspn(end, "\"\\")) != '"')
+            return NULL;
+        at = end + 1 + strspn(end + 1, BLANKS);
+        if (*at != ',' && *at != ']')
+            return NULL;
+    }
+}
+
+/* Whether a LIST has `word`; an empty one has every word. */
+static bool has(const char *list, const char *word) {
+    size_t length = strlen(word), one;
+    bool empty = true;
+    for (const char *at = list; (at = strchr(at, '"')); at += one + 1) {
+        one = strcspn(++at, "\"");
+        if (one == length && memcmp(at, word, length) == 0)
+            return true;
+        empty = false;
+    }
+    return empty;
+}
+
+/* What one line is, of the part of TOML that cannot be misread: `key = "plain string"`, a bare word or a list of plain
+ * strings; all else is UNCLEAR. *key and *value point into the line, which is cut. */
 static enum line read_line(char *line, char **key, char **value) {
 #define KEY "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
-    static const char *const BLANKS = " \t";
     *key = line + strspn(line, BLANKS);
     if (**key == '\0' || **key == '#')
         return BLANK;
@@ -196,16 +225,16 @@ static enum line read_line(char *line, char **key, char **value) {
     if (key_end == *key || *equals != '=')
         return UNCLEAR;
     char *start = equals + 1 + strspn(equals + 1, BLANKS);
-    bool quoted = *start == '"';
+    bool quoted = *start == '"', list = *start == '[';
     *value = start + quoted;
-    char *end = *value + (quoted ? strcspn(*value, "\"\\") : strspn(*value, KEY "+./"));
-    if (quoted ? *end != '"' : end == start)
+    char *end = list ? list_end(start) : *value + (quoted ? strcspn(*value, "\"\\") : strspn(*value, KEY "+./"));
+    if (!end || (quoted ? *end != '"' : end == start))
         return UNCLEAR;
     char *rest = end + quoted + strspn(end + quoted, BLANKS);
     if (*rest != '\0' && *rest != '#')
         return UNCLEAR;
     *key_end = *end = '\0';
-    return quoted ? QUOTED : BARE;
+    return list ? LIST : quoted ? QUOTED : BARE;
 }
 
 /* The line at *rest, cut off; *rest moves on. NULL at the end. */
@@ -217,21 +246,30 @@ static char *next_line(char **rest) {
 }
 
 /* The `delegate = "..."` line of config.toml before its first table. 0 without one; -EINVAL: a line before it is more
- * than we understand (so `delegate` is best written first). */
+ * than we understand (so `delegate` is best written first), or `delegates` does not hold it. A key can be spelled with
+ * escapes: only where the file has neither that word nor a backslash does the line end the search. */
 static int configured(char *text, const char **delegate) {
-    char *line, *key, *value;
-    while ((line = next_line(&text))) {
+    bool bounded = strstr(text, "delegates") || strchr(text, '\\');
+    char *line, *key, *value, *delegates = NULL;
+    while ((bounded || !*delegate) && (line = next_line(&text))) {
         enum line kind = read_line(line, &key, &value);
         if (kind == TABLE)
-            return 0;
+            break;
         if (kind == UNCLEAR)
             return -EINVAL;
-        if (kind == BLANK || strcmp(key, "delegate") != 0)
+        if (kind == BLANK)
             continue;
-        *delegate = value;
-        return kind == QUOTED ? 0 : -EINVAL;
+        if (strcmp(key, "delegates") == 0) {
+            if (kind != LIST || delegates)
+                return -EINVAL;
+            delegates = value;
+        } else if (strcmp(key, "delegate") == 0) {
+            if (kind != QUOTED || *delegate)
+                return -EINVAL;
+            *delegate = value;
+        }
     }
-    return 0;
+    return !*delegate || !delegates || has(delegates, *delegate) ? 0 : -EINVAL;
 }
 
 /* 0: a trusted file, and not this very one, which would exec itself for ever. -ENOENT: absent. */

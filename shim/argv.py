@@ -116,7 +116,8 @@ VERBS: dict[str, tuple[str, int, int | None]] = {
     "features": ("", 0, 0),
     "spec": ("bundle rootless", 0, 0),
 }
-OURS = ("explain", "policy", "hook", "version")  # their arguments are their own
+NETWORK = ("flows", "denied", "why", "lease")
+OURS = ("explain", "policy", "hook", "version", *NETWORK)  # their arguments are their own
 HELP = ("help", "h")
 
 _TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from shim.argv import Call
 
 # What agentshim decides, and what it adds of its own; every other verb goes to the delegate as it is.
-COLD = ("explain", "policy")
+COLD = ("explain", "policy", *argv.NETWORK)
 LAUNCHER_ARGUMENTS = 3
 
 

@@ -6,7 +6,7 @@ said that nothing is to be taken there. Belongs here: relations of two dimension
 
 from __future__ import annotations
 
-from shim.dim import capabilities, namespaces
+from shim.dim import capabilities, namespaces, network
 from shim.dim.capabilities import BIT, Capabilities
 from shim.dim.namespaces import Namespaces
 from shim.lattice import Value
@@ -73,6 +73,13 @@ RULES = (
         capabilities.NAME,
         _without("NET_ADMIN", "NET_RAW"),
         "a network namespace that others use must not be changed or listened to from here",
+    ),
+    Rule(
+        "network-filtered",
+        lambda product: not product[network.NAME].open,
+        capabilities.NAME,
+        _without("NET_ADMIN", "NET_RAW"),
+        "whoever may change the filter, or send packets past it, is not filtered",
     ),
     Rule(
         "pid-lent",

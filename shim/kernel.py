@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 
 from shim import hostpaths
-from shim.dim import invocation, mounts, namespaces, paths, rlimits
+from shim.dim import invocation, mounts, namespaces, network, paths, rlimits
 from shim.lattice import at
 
 TYPE_CHECKING = False
@@ -38,7 +38,8 @@ class Facts:
     root-owned file, or ''; `nodes`: path of an asked device -> type, major and minor of what the host has there, if
     anything; `group_in_use`: the control group that is asked has processes; `rlimits`: inherited (soft, hard) in the
     order of rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label for containers;
-    `invocation`: what the call asks outside the spec.
+    `invocation`: what the call asks outside the spec; `network`: what passes in the network that it would get, unless
+    it is filtered; `locker`: the native hook that filters it.
     """
 
     __slots__ = (
@@ -55,6 +56,8 @@ class Facts:
         "default_labels",
         "group_in_use",
         "invocation",
+        "network",
+        "locker",
     )
 
     def __init__(self) -> None:
@@ -71,13 +74,21 @@ class Facts:
         self.security_modules: tuple[str, ...] = ()
         self.default_labels: dict[str, str] = {}
         self.invocation = invocation.BOTTOM
+        self.network = network.BOTTOM
+        self.locker = ""
 
     def is_our_hook(self, hook: dict[str, Any]) -> bool:
-        """Whether `hook` is ours to the letter, its environment included: in another one, the dynamic linker runs what
-        the hook's writer wants.
+        """Whether `hook` is one of ours to the letter, its environment included: in another one, the dynamic linker
+        runs what the hook's writer wants.
         """
         args = hook.get("args") or []
+        if len(args) == 2:
+            return hook == self.lock_hook(args[1])
         return len(args) == 4 and hook == self.our_hook(args[2], args[3])
+
+    def lock_hook(self, plan: str) -> dict[str, Any]:
+        """The hook that replays the file `plan` in the container's network namespace. It reads no environment."""
+        return {"path": self.locker, "args": ["agentshim-net", plan], "env": []}
 
     def our_hook(self, root: str, container: str) -> dict[str, Any]:
         """The hook that compares what was mounted with what was checked. An absent env would inherit the engine's."""
@@ -123,6 +134,7 @@ def process_facts(asked: invocation.Invocation) -> Facts:
     """The facts that hold without a spec: what the delegate would inherit from us, and the host's modules."""
     facts = Facts()
     facts.invocation = asked
+    facts.network = network.TOP
     facts.rlimits = _inherited_limits()
     facts.oom_score_adj = int(_read("/proc/self/oom_score_adj") or b"0")
     facts.security_modules, facts.default_labels = _modules()
@@ -171,6 +183,24 @@ def _namespace(kind: str, path: str) -> str:
 def namespace_of(pid: int | str, kind: str) -> str:
     """'at:device:inode' of the namespace in which a process is."""
     return _identity(f"/proc/{pid}/ns/{PROC_NAMES.get(kind, kind)}")
+
+
+def resolvers() -> list[str]:
+    """The host's name servers that a container can reach: engines give it these, or 127.0.0.11. Not what its own
+    resolv.conf says: that file is lent to it writable, and kept over a restart.
+    """
+    found = []
+    for place in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        for line in _read(place).decode("ascii", "replace").split("\n"):
+            words = line.split()
+            if words[:1] == ["nameserver"] and len(words) == 2 and not words[1].startswith(("127.", "::1", "fe80:")):
+                found.append(words[1])
+    return found
+
+
+def inhabitants(namespace: str, kind: str) -> list[int]:
+    """The processes in a namespace, given as `namespace_of` does. One stat a process: for a namespace that is lent."""
+    return [int(pid) for pid in posix.listdir("/proc") if pid.isdigit() and namespace_of(pid, kind) == namespace]
 
 
 def _identity(path: str) -> str:

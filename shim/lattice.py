@@ -61,6 +61,10 @@ class Decrease(Value):
         self.allow = allow
 
 
+# What a policy line says besides, where it allows what is dangerous: for its writer to fill in.
+REASON = ', why = "…", doc = "https://…"'
+
+
 class Everything:
     """The set of all things, where a set is open-ended: TOP of an allow-list, BOTTOM of a deny-list.
 

@@ -59,11 +59,11 @@ def make(
     admit: Admit,
     mode: str = "enforce",
     dims: tuple[Any, ...] = product.DIMENSIONS,
-    hook: dict[str, Any] | None = None,
+    hooks: tuple[dict[str, Any], ...] = (),
 ) -> Plan:
     """The plan for one spec, or for one process of a running container (`dims` = product.EXEC).
 
-    `mode`: 'enforce' lowers, 'strict' refuses what would be lowered, 'audit' changes nothing. `hook`: ours, appended
+    `mode`: 'enforce' lowers, 'strict' refuses what would be lowered, 'audit' changes nothing. `hooks`: ours, appended
     after all others. Refused where a loss may not be silent; Bug where the bytes are not below asked and ceiling.
     """
     asked = product.from_spec(asked_spec, facts, dims)
@@ -76,7 +76,7 @@ def make(
     if refused:
         raise joined(refused)
     out = product.apply_to_spec(asked_spec, granted, facts, dims)
-    out = _with_hook(out, hook, facts)
+    out = _with_hooks(out, hooks, facts)
     data = None
     if out is not asked_spec:
         data = wire.dumps(out)
@@ -118,10 +118,10 @@ def _parsed(data: bytes) -> Spec:
     return value  # type: ignore[return-value]
 
 
-def _with_hook(out: Spec, hook: dict[str, Any] | None, facts: Facts) -> Spec:
-    """`out` with our hook last, once, however often it has been through here; without it where it is not wanted."""
+def _with_hooks(out: Spec, hooks: tuple[dict[str, Any], ...], facts: Facts) -> Spec:
+    """`out` with our hooks last, once, however often it has been through here; without one that is not wanted."""
     asked = at(out, "hooks." + HOOK, [])
-    wanted = [one for one in asked if not facts.is_our_hook(one)] + ([hook] if hook is not None else [])
+    wanted = [*(one for one in asked if not facts.is_our_hook(one)), *hooks]
     return out if wanted == asked else {**out, "hooks": {**at(out, "hooks", {}), HOOK: wanted}}
 
 

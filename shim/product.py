@@ -14,6 +14,7 @@ from shim.dim import (
     lsm,
     mounts,
     namespaces,
+    network,
     paths,
     process,
     resources,
@@ -51,6 +52,7 @@ DIMENSIONS: tuple[Any, ...] = (
     scheduling,
     process,
     invocation,
+    network,
 )
 # What an exec'd process can ask of its own; the rest it shares with the container. Its user is not bounded by the
 # container's: both are bounded by the policy.

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DIRECTORY = "/run/agentshim"
 UNSEEN = DIRECTORY + "/unseen"  # native/launcher.c knows this name
 VERSION = 1
-RECORD, ASKED = ".json", ".asked"  # what was decided; config.json as it came, for `explain`
+# What was decided; config.json as it came, for `explain`; what the native hook does to the container's network.
+RECORD, ASKED, LOCK = ".json", ".asked", ".net"
 SWEEP = 32  # records that one create looks at: bounds what it pays for others
 
 
@@ -37,8 +38,14 @@ def root_of(root: str | None, kind: str, environment: dict[bytes, bytes]) -> str
     return hostpaths.real(f"{runtime if honoured else '/run'}/{kind}")
 
 
-def claim(root: str, container: str, record: dict[str, Any], asked: bytes) -> None:
-    """Writes `record` for a container about to be created, with the spec that was asked, and sweeps some stale ones.
+def lock_path(root: str, container: str) -> str:
+    """Where the plan of the container's network is, for the native hook."""
+    return f"{DIRECTORY}/{_name(root, container)}{LOCK}"
+
+
+def claim(root: str, container: str, record: dict[str, Any], asked: bytes, lock_plan: bytes = b"") -> None:
+    """Writes `record` for a container about to be created, with the spec that was asked and the plan of its network if
+    there is one, and sweeps some stale ones.
 
     Refused if the id is in use. HostError if /run does not take it. Two creates of one id cannot both pass: the check
     and the write are under one lock.
@@ -59,6 +66,8 @@ def claim(root: str, container: str, record: dict[str, Any], asked: bytes) -> No
             todo = "choose another id, or delete that container first"
             raise Refused("state", "id", container, "container with given ID already exists", todo)
         directory.replace(name + ASKED, asked, posix.fstat(lock))
+        if lock_plan:
+            directory.replace(name + LOCK, lock_plan, posix.fstat(lock))
         directory.replace(name + RECORD, wire.dumps(full), posix.fstat(lock))
         _sweep(directory, name)
     finally:
@@ -117,6 +126,18 @@ def scratch(data: bytes) -> str:
     finally:
         posix.close(lock)
     return f"{DIRECTORY}/{name}"
+
+
+def init_of(record: dict[str, Any]) -> int:
+    """The first process of a container, as its delegate remembers it; 0 if that is not there (yet)."""
+    place = f"{record['root']}/{record['id']}"
+    for name, key in (("state.json", "init_process_pid"), ("status", "pid")):  # runc, crun
+        try:
+            told = wire.loads(bundle.Directory(place, shared=True).read(name)[0], "state", name)
+            return int(told[key])  # type: ignore[index]
+        except (ShimError, OSError, KeyError, TypeError, ValueError):
+            continue
+    return 0
 
 
 def _name(root: str, container: str) -> str:
@@ -185,8 +206,8 @@ def _sweep(directory: bundle.Directory, kept: str) -> None:
     for name in (names[start:] + names[:start])[:SWEEP]:
         record = _load(directory, name)
         if record is None or not _in_use(record["root"], record["id"], record):
-            _unlink(directory, name + RECORD)
-            _unlink(directory, name + ASKED)
+            for suffix in (RECORD, ASKED, LOCK):
+                _unlink(directory, name + suffix)
     for name in posix.listdir(directory.fd):
         kind, _, rest = name.partition("-")
         pid, _, started = rest.partition("-")

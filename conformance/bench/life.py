@@ -52,14 +52,14 @@ class Container:
     name: str
     bundle: Path
 
-    def call(self, *args: str, stdin: str = "/dev/null", program: str | None = None) -> None:
+    def call(self, *args: str, stdin: str = "/dev/null", stdout: str = "/dev/null", program: str | None = None) -> None:
         """Run the contender (or another `program` in its stead) to its end. Raises Failed."""
         argv = self.by.argv(self.bundle, *args)
         if program is not None:
             argv[0] = program
         files = [
             (os.POSIX_SPAWN_OPEN, 0, stdin, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, stdout, os.O_WRONLY | os.O_CREAT, 0o600),
             (os.POSIX_SPAWN_OPEN, 2, f"{self.bundle}/stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         ]
         os.chdir(self.bundle)

@@ -20,6 +20,14 @@ NAMES = {
     "crun": "crun, Docker's bundle",
     "shim-bare": "agentshim (runc)",
     "runc-bare": "runc",
+    "none": "no filter",
+    "moby": "moby's profile",
+    "ours": "`agent`",
+    "meet": "moby ∧ agent",
+    "alone": "the meet alone",
+    "nothing": "nothing",
+    "miss": "cache miss",
+    "hit": "cache hit",
 }
 
 
@@ -52,9 +60,9 @@ def _line(row: Row) -> str:
     cells = [
         row.work,
         NAMES[row.ours],
-        f"{row.ours_ms:.1f}",
+        _sample(row.ours_ms, row.unit),
         NAMES[row.theirs] if row.group not in ("looks", "steps", "execs", "updates") else "runc, same container",
-        f"{row.theirs_ms:.1f}",
+        _sample(row.theirs_ms, row.unit),
         _amount(row.found.point, row.unit),
         f"{_amount(row.found.low, row.unit)} … {_amount(row.found.high, row.unit)}",
         "" if row.limit is None else ("≥ " if row.unit == "rate" else "≤ ") + _amount(row.limit, row.unit),
@@ -62,6 +70,10 @@ def _line(row: Row) -> str:
         str(row.samples),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _sample(value: float, unit: str) -> str:
+    return f"{value:.0f} ns" if unit == "ns" else f"{value:.0f}" if unit == "count" else f"{value:.1f}"
 
 
 def _amount(value: float, unit: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from conformance.bench import docker, place
+from conformance.bench import docker, place, seccomp
 from conformance.bench.calls import arguments
 from conformance.bench.life import Container, Failed, timed
 from conformance.bench.turns import QUIET, Bench, Row, Samples
@@ -166,6 +166,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "crowd": crowd,
     "execs": execs,
     "updates": updates,
+    "seccomp": seccomp.seccomp,
 }
 
 

@@ -66,7 +66,7 @@ def stage(options: argparse.Namespace) -> Iterator[Bench]:
         where.furnish("crun", f'delegate = "{options.crun}"\n')
     spec = docker.config("true")
     contenders = cast(options.shim, options.runc, options.crun, spec)
-    bench = Bench(where, contenders, spec, options.rounds, options.seed)
+    bench = Bench(where, contenders, spec, options.rounds, options.seed, options.python, options.library)
     try:
         plain = contenders["runc"]
         bench.cast["runc-granted"] = replace(plain, name="runc-granted", template=granted(bench))

@@ -28,7 +28,9 @@ QUIET = 0.1  # seconds without a container's birth or death, before one that is 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `unit` is "x" (ratio), "ms" (difference of times) or "rate" (ratio of lives a second)."""
+    """One line of the table. `unit` is "x" (ratio), "ms" (difference of times), "rate" (ratio of lives a second), or
+    "ns" or "count": ratios whose samples are nanoseconds or numbers instead of ms.
+    """
 
     group: str
     work: str
@@ -56,6 +58,8 @@ class Bench:
     spec: dict[str, Any]
     rounds: int
     seed: int
+    python: str
+    library: Path
     dice: random.Random = field(init=False)
     failures: list[str] = field(default_factory=list)
 
@@ -125,9 +129,9 @@ class Bench:
         return self.cast["runc"].program
 
 
-def granted(bench: Bench) -> bytes:
-    """What agentshim makes of Docker's bundle, as a template: taken from a create that is undone."""
-    container = bench.fresh("shim")
+def granted(bench: Bench, asked: bytes | None = None) -> bytes:
+    """What agentshim makes of Docker's bundle (or of `asked`), as a template: taken from a create that is undone."""
+    container = bench.fresh("shim", asked)
     try:
         container.create()
         return (container.bundle / "config.json").read_bytes().replace(container.name.encode(), docker.ID.encode())

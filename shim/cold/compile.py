@@ -11,7 +11,9 @@ import json
 import os
 from typing import Any
 
+from hooks import lock
 from shim import policy, wire
+from shim.cold import network_source
 from shim.cold.policy_joins import Resolved as Resolved
 from shim.cold.policy_joins import Sections
 from shim.cold.policy_joins import path_of as path_of
@@ -99,6 +101,7 @@ def form_of(resolved: Resolved) -> dict[str, Any]:
     if isinstance(sections["paths"], dict) and sections["paths"].get("rootfs") == "writable":
         sections["paths"] = {**sections["paths"], "scratch": {}}  # the root itself can be written
     sections["seccomp"] = _seccomp(sections["seccomp"], resolved.directory)
+    sections["network"] = network_source.expand(sections["network"], _reasoned(resolved))
     canonical = json.dumps({"schema": SCHEMA, "sections": sections}, sort_keys=True, separators=(",", ":"))
     return {
         "format": policy.FORMAT,
@@ -109,6 +112,12 @@ def form_of(resolved: Resolved) -> dict[str, Any]:
         "why": resolved.why,
         "expires": resolved.expires,
     }
+
+
+def _reasoned(resolved: Resolved) -> set[str]:
+    """The network's peers that somebody gave a reason for."""
+    prefix = "network."
+    return {name[len(prefix) :] for name, reason in resolved.why.items() if name.startswith(prefix) and "why" in reason}
 
 
 def _seccomp(section: Any, directory: str) -> Any:
@@ -125,6 +134,8 @@ def _code() -> dict[str, list[int]]:
     directory = policy.PACKAGE + "/policies/seccomp"
     profiles = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
     files = [__file__, *(f"{directory}/{name}" for name in profiles if name.endswith(".toml"))]
+    hooks = os.path.dirname(lock.__file__)
+    files += [f"{hooks}/{name}" for name in sorted(os.listdir(hooks)) if name.endswith(".py")]
     return {path: policy.record(os.lstat(path)) for path in files}
 
 

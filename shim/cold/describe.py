@@ -13,6 +13,7 @@ from shim.dim import (
     lsm,
     mounts,
     namespaces,
+    network,
     paths,
     process,
     resources,
@@ -102,6 +103,11 @@ def _rlimits(value: rlimits.Rlimits) -> str:
     return ", ".join(shown) or "unlimited"
 
 
+def _labels(value: lsm.Labels) -> str:
+    rooms = zip(("apparmor", "selinux", "mounts"), value.labels, strict=True)
+    return ", ".join(f"{room} {label}" for room, label in rooms if label) or "none"
+
+
 def _seccomp(value: Any) -> str:
     if value == seccomp.TOP:
         return "no filter"
@@ -116,9 +122,10 @@ _WORDS: dict[str, Any] = {
         _names(hook[1] for hook in value.hooks) if value.hooks is not None else _names(value.files)
     ),
     invocation.NAME: lambda value: _names(value.flags | value.verbs),
-    lsm.NAME: lambda value: ", ".join(value.labels),
+    lsm.NAME: _labels,
     mounts.NAME: _mounts,
     namespaces.NAME: _namespaces,
+    network.NAME: network.words,
     paths.NAME: _paths,
     process.NAME: lambda value: "any" if value.cwd is None else (value.cwd or "clean"),
     resources.NAME: _resources,

@@ -14,13 +14,17 @@ import sys
 from typing import Any
 
 from shim import bundle, kernel, plan, policy, product, runc, spec, state, wire
+from shim.cold import compile as cold
 from shim.cold import describe
+from shim.cold.policy_joins import draft, is_file
 from shim.dim import invocation
 from shim.errors import Invalid, Refused, ShimError
 from shim.verbs import gate
 
 # Engines that know containers by other names than the runtime does.
 ENGINES = (("/usr/bin/docker", "{{.Id}}"), ("/usr/bin/podman", "{{.Id}}"), ("/usr/local/bin/nerdctl", "{{.Id}}"))
+
+DRY_RUN = "{} is only tried: whose file it is was not looked at, as it is for an installed policy"
 
 
 def main(words: list[str]) -> int:
@@ -29,7 +33,11 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "subject", metavar="BUNDLE|CONTAINER", help="a directory with a config.json, an id, a prefix or a name"
     )
-    parser.add_argument("--policy", help="try this policy instead of the one that applies")
+    parser.add_argument(
+        "--policy",
+        metavar="NAME|FILE",
+        help="try this policy instead of the one that applies; a file (*.toml) need not be installed",
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(words)
     config = policy.config()
@@ -87,7 +95,7 @@ def _engine_ids(subject: str) -> set[str]:
 
 def _explained(data: bytes, path: str, subject: str, name: str | None, config: policy.Config) -> dict[str, Any]:
     asked_spec, dropped = spec.check(wire.loads(data, "explain", "config.json"), config.unknown_keys)
-    chosen = policy.load(name or policy.select(config, "", asked_spec.get("annotations") or {}), config)
+    chosen = _policy(name, asked_spec, config)
     facts = kernel.gather(asked_spec, os.path.realpath(path), invocation.BOTTOM)
     facts.launcher = gate.launcher()
     ceiling = product.from_policy(chosen.sections)
@@ -105,7 +113,17 @@ def _explained(data: bytes, path: str, subject: str, name: str | None, config: p
         "decreases": losses,
         "refused": refused,
         "unknown_keys_dropped": dropped,
+        **({"note": DRY_RUN.format(name)} if name and is_file(name) else {}),
     }
+
+
+def _policy(name: str | None, asked_spec: dict[str, Any], config: policy.Config) -> policy.Policy:
+    """The policy of that name or in that file, read as `policy check` reads it, else the one that applies. Raises what
+    is wrong with it, the first that is above the host limit included.
+    """
+    if name and is_file(name):
+        return policy.Policy(cold.compile(draft(name, config), config, name))
+    return policy.load(name or policy.select(config, "", asked_spec.get("annotations") or {}), config)
 
 
 def _not_written(asked_spec: dict[str, Any], made: plan.Plan, facts: kernel.Facts) -> list[str]:

@@ -7,41 +7,79 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from shim import policy, runc
+from shim import argv, policy, runc
 from shim.cold import site
-from shim.errors import HostError, ShimError
+from shim.errors import HostError, ShimError, reason
 
 if TYPE_CHECKING:
     from shim.argv import Call
     from shim.cli import Context
 
 VERSION = "0.1.0"
+RECORDS = ("explain", *argv.NETWORK)
+READER_GONE = 141  # as a shell reports a program that SIGPIPE ended: Python ignores that signal
 USAGE = """agentshim: an OCI runtime that lowers what a container asks to what the host's policy allows
 
   as a runtime (called by an engine; options and verbs are those of runc)
     create run start state kill delete exec update pause resume ps events list features checkpoint restore
   for people
-    agentshim explain BUNDLE|CONTAINER [--policy P] [--json]
-    agentshim policy list|show|check|compile|table
+    agentshim explain BUNDLE|CONTAINER [--policy NAME|FILE] [--json]
+    agentshim flows|denied CONTAINER [--json] [--follow]
+    agentshim why CONTAINER [PROTO:]HOST:PORT
+    agentshim lease egress CONTAINER PROTO:HOST:PORT --ttl 10m --why TEXT | list [CONTAINER] | revoke CONTAINER PEER
+    agentshim policy list|show|check|compile|lint|table
     agentshim --version
 """
 
 
 def run(call: Call, context: Context) -> int:
-    """The exit code of one of our own commands. Raises ShimError."""
+    """The exit code of one of our own commands; READER_GONE if nobody reads what it says. Raises ShimError."""
     site.enable()
+    code = READER_GONE
+    try:
+        code = _answer(call)
+    except BrokenPipeError:
+        pass
+    finally:
+        is_read = _flush()
+    return code if is_read else READER_GONE
+
+
+def _answer(call: Call) -> int:
+    if call.verb in RECORDS and os.geteuid() != 0:
+        raise HostError(call.verb, "user", f"uid {os.geteuid()}", "root", "run it as root: records are root's")
     if call.verb == "explain":
         from shim.cold import explain
 
-        if os.geteuid() != 0:
-            raise HostError("explain", "user", f"uid {os.geteuid()}", "root", "run it as root: records are root's")
         return explain.main(call.args)
+    if call.verb in argv.NETWORK:
+        from shim.cold import net
+
+        return net.main(call.verb, call.args)
     if call.verb == "policy":
         from shim.cold import policies
 
         return policies.main(call.args)
     sys.stdout.write(version() if call.verb == "version" else USAGE)
     return 0
+
+
+def _flush() -> bool:
+    """Writes what is left of the output, or drops it: at its end the interpreter would say in its own way that it could
+    not. False if nobody reads; HostError if it cannot be written for another reason.
+    """
+    if sys.stdout is None:  # closed by the caller
+        return True
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        if not isinstance(error, BrokenPipeError):
+            raise HostError("front", "stdout", reason(error), "an output that takes all", "make room there") from None
+        return False
+    return True
 
 
 def version() -> str:

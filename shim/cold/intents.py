@@ -58,8 +58,7 @@ INTENTS: dict[str, Intent] = {
     ),
     "outbound": Intent(
         "connect to these peers, and no others",
-        {"network": {"outbound": ["{to}"]}},
-        "recorded; the engine's network is not filtered yet",
+        {"network": {"mode": "confine", "outbound": ["{to}"]}},
     ),
     "user-namespaces": Intent("make user namespaces (sandboxes of browsers)", {}, "recorded; grants nothing yet"),
 }

@@ -8,16 +8,17 @@ meaning.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
 from shim import wire
-from shim.cold import bpf, libseccomp, seccomp_source, seccomp_toml
+from shim.cold import bpf, libseccomp, prove, seccomp_source, seccomp_toml
 from shim.errors import HostError, Invalid
-from shim.lattice import Value
+from shim.lattice import Value, at
 from shim.seccomp import cubes, reading, resolve, words
 from shim.seccomp.profile import machine
-from shim.seccomp.vocabulary import ACTIONS, FALLBACK, FULL64, LOG, LOW, NATIVE, WIDE
+from shim.seccomp.vocabulary import ACTIONS, EPERM, ERRNO, FALLBACK, FULL64, LOG, LOW, NATIVE, TRACE, WIDE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def lint(name: str) -> list[Finding]:
     except OSError as error:
         todo = f"name a file, or {' or '.join(seccomp_toml.names())}"
         raise HostError("seccomp", name, error.strerror, "a readable profile", todo) from error
-    return lint_json(wire.loads(data, "seccomp", name), name)
+    tree = wire.loads(data, "seccomp", name)
+    if isinstance(tree, dict) and "ociVersion" in tree:  # a whole config.json
+        tree = at(tree, "linux.seccomp")
+    return lint_json(tree, name)
 
 
 def lint_json(tree: Any, name: str = "profile") -> list[Finding]:
@@ -109,16 +113,16 @@ def _frame(tree: dict[str, Any], abis: list[str], listener: bool) -> Iterator[Fi
 
 def _single(tree: dict[str, Any], rules: Indexed, host: str) -> Iterator[Finding]:
     """What is wrong with a rule by itself."""
-    default = (tree["defaultAction"], _errno(tree["defaultAction"], tree.get("defaultErrnoRet")))
+    default = _outcome({"action": tree["defaultAction"], "errnoRet": tree.get("defaultErrnoRet")})
     for index, rule in rules:
         names = tuple(rule["names"])
         denies = ACTIONS[rule["action"]] < LOG
-        if (rule["action"], _errno(rule["action"], rule.get("errnoRet"))) == default:
+        if _outcome(rule) == default:
             yield Finding(
                 index, "equals-default", names, "the delegate leaves the rule out, so it limits no other rule"
             )
         unknown = tuple(name for name in names if libseccomp.number(name, NATIVE[host]) == -1)
-        if unknown and denies and ACTIONS[default[0]] >= LOG:
+        if unknown and ACTIONS[rule["action"]] < default[0]:
             yield Finding(index, "unknown-name", unknown, "libseccomp has no such call: the denial is lost")
         elif unknown := tuple(name for name in unknown if name not in FALLBACK.split()):
             yield Finding(index, "unknown-name", unknown, "libseccomp has no such call: the rule is left out for it")
@@ -154,8 +158,8 @@ def _together(rules: Indexed) -> Iterator[Finding]:
     for name, own in by_name.items():
         plain = [pair for pair in own if not pair[1].get("args")]
         parted = [pair for pair in own if pair[1].get("args")]
-        if plain and parted:
-            yield Finding(parted[0][0], "conditional-lost", (name,), f"rule {plain[0][0]}, unconditional, replaces it")
+        for index, _ in parted if plain else ():
+            yield Finding(index, "conditional-lost", (name,), f"rule {plain[0][0]}, unconditional, replaces it")
         for index, rule in plain[1:]:
             if _outcome(rule) != _outcome(plain[0][1]):
                 yield Finding(index, "second-lost", (name,), f"rule {plain[0][0]} for the same call came first")
@@ -164,21 +168,19 @@ def _together(rules: Indexed) -> Iterator[Finding]:
 
 def _overlaps(name: str, parted: Indexed) -> Iterator[Finding]:
     cubes.budget()
-    for position, (first, one) in enumerate(parted):
-        for second, two in parted[position + 1 :]:
-            if _outcome(one) == _outcome(two):
-                continue
-            if _conditions(one) == _conditions(two):
-                yield Finding(second, "contradiction", (name,), f"the conditions of rule {first}: the container fails")
-            elif _overlap(one, two):
-                yield Finding(
-                    second, "overlap", (name,), f"overlaps rule {first} of another action; the gentler may win"
-                )
+    read = [(index, _outcome(rule), _conditions(rule), reading.condition_cubes(rule)) for index, rule in parted]
+    for (first, one, text, where), (second, two, other, there) in itertools.combinations(read, 2):
+        if one == two:
+            continue
+        if text == other:
+            yield Finding(second, "contradiction", (name,), f"the conditions of rule {first}: the container fails")
+        elif _overlap(where, there):
+            yield Finding(second, "overlap", (name,), f"overlaps rule {first} of another action; the gentler may win")
 
 
-def _overlap(one: dict[str, Any], two: dict[str, Any]) -> bool:
+def _overlap(where: cubes.Cubes, there: cubes.Cubes) -> bool:
     try:
-        return cubes.overlap(reading.condition_cubes(one), reading.condition_cubes(two))
+        return cubes.overlap(where, there)
     except cubes.TooMany:
         return True
 
@@ -192,16 +194,15 @@ def _compiled(tree: dict[str, Any], rules: Indexed, abis: list[str], host: str) 
     except Invalid as error:
         yield Finding(-1, "not-compiled", (), str(error))
         return
-    if longest > bpf.MOST_INSTRUCTIONS:
-        yield Finding(-1, "too-long", (), f"{longest} instructions, the kernel takes {bpf.MOST_INSTRUCTIONS}")
+    if longest > prove.MOST_INSTRUCTIONS:
+        most = f"the kernel takes {bpf.MOST_INSTRUCTIONS}, of which runc wants some for its own stub"
+        yield Finding(-1, "too-long", (), f"{longest} instructions: {most}")
 
 
-def _errno(action: str, code: int | None) -> int | None:
-    return (1 if code is None else code) if action in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE") else None
-
-
-def _outcome(rule: dict[str, Any]) -> tuple[str, int | None]:
-    return rule["action"], _errno(rule["action"], rule.get("errnoRet"))
+def _outcome(rule: dict[str, Any]) -> tuple[int, int | None]:
+    """The action as the kernel knows it (KILL is KILL_THREAD), and its number where it has one."""
+    action, code = ACTIONS[rule["action"]], rule.get("errnoRet")
+    return action, (EPERM if code is None else code) if action in (ERRNO, TRACE) else None
 
 
 def _conditions(rule: dict[str, Any]) -> str:

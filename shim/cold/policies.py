@@ -14,9 +14,10 @@ from typing import Any
 
 from shim import policy
 from shim.cold import compile as cold
+from shim.cold.policy_joins import draft, is_file
 from shim.cold.policy_source import SECTIONS, examine
 from shim.cold.policy_table import table as table
-from shim.errors import ShimError
+from shim.errors import Invalid, ShimError
 
 
 def main(argv: list[str], etc: str = policy.ETC, var: str = policy.VAR) -> int:
@@ -143,7 +144,7 @@ def _section(resolved: cold.Resolved, name: str) -> list[str]:
     """A section as lines; each join with its reason below it."""
     value = resolved.sections.get(name)
     if value is None:
-        return ["  bottom: nothing"]
+        return ["  bottom: nothing", *_reasons(resolved, name)]
     if value == "top":
         return ["  top: everything", *_reasons(resolved, name, exactly=True)]
     lines = [f"  {key} = {_value(one)}" for key, one in value.items() if one != {}]
@@ -206,10 +207,10 @@ def _unknown(config: policy.Config) -> list[ShimError]:
 
 def _checked(what: str, config: policy.Config, of_all: bool) -> list[str]:
     """All that is wrong with one policy; prints what is only worth knowing."""
-    is_file = "/" in what or what.endswith(".toml")
-    name = os.path.basename(what).removesuffix(".toml")
+    name, file = what, None
     try:
-        if is_file:
+        if is_file(what):
+            name, file = draft(what, config), what
             _, faults = examine(what, "policy", trusted=False)
         else:
             policy.check_name(name, config)
@@ -218,7 +219,10 @@ def _checked(what: str, config: policy.Config, of_all: bool) -> list[str]:
             _, faults = examine(cold.path_of(name, config), "policy", trusted=name not in policy.BUILTIN)
         if faults:
             return [str(one) for one in faults]
-        resolved = cold.resolve(name, config, what if is_file else None)
+        resolved = cold.resolve(name, config, file)
+        if not resolved.sections:
+            todo = 'under it every container is refused: write base = "agent", or sections'
+            return [str(Invalid("policy", f"{name}: sections", "none that grants anything", "one at least", todo))]
         above = _above(cold.form_of(resolved), config)
     except ShimError as error:
         return [str(error)]

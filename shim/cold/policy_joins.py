@@ -14,7 +14,7 @@ from typing import Any
 from shim import policy
 from shim.cold.intents import INTENTS
 from shim.cold.policy_source import SECTIONS, Source, content, instant, read
-from shim.errors import Invalid
+from shim.errors import Invalid, Refused
 from shim.lattice import Value
 
 Sections = dict[str, Any]
@@ -29,6 +29,7 @@ ALLOWING = {
     ("sysctl", "allow"),
     ("invocation", "verbs"),
     ("network", "outbound"),
+    ("network", "inbound"),
     ("seccomp", "architectures"),
 }
 SPOKEN = ("why", "doc", "expires")  # keys that give reasons and grant nothing
@@ -73,6 +74,20 @@ def path_of(name: str, config: policy.Config) -> str:
     return f"{policy.PACKAGE if name in policy.BUILTIN else config.etc}/policies/{name}.toml"
 
 
+def is_file(what: str) -> bool:
+    """Whether a person who typed `what` for a policy means a file: no name holds a slash or a dot."""
+    return "/" in what or what.endswith(".toml")
+
+
+def draft(path: str, config: policy.Config) -> str:
+    """The name of the policy in a file that need not be installed. Refused for a built-in one's: it never could be."""
+    name = os.path.basename(path).removesuffix(".toml")
+    if name in policy.BUILTIN and os.path.realpath(path) != os.path.realpath(path_of(name, config)):
+        todo = 'rename the file and its name (base = "agent" starts from a built-in one)'
+        raise Refused("policy", path, f"another policy {name}", "the built-in one", todo)
+    return name
+
+
 def _chain(name: str, config: policy.Config, file: str | None) -> list[Source]:
     """The policy's file and its bases', the policy first."""
     chain: list[Source] = []
@@ -107,12 +122,17 @@ class _File:
         for section in SECTIONS:
             table = data.get(section)
             if table == "top":
-                self.out.sections[section] = "top"
-                self.out.why[section] = self.reason(data, section)
+                self.top(section, self.reason(data, section))
             elif table is not None:
                 self.table(section, table, self.reason(table, section))
         for index, intent in enumerate(data.get("intents", ())):
             self.intent(index, intent)
+
+    def top(self, section: str, reason: Reason) -> None:
+        """A section that is wholly top, until the file's own `expires`; then the bases' holds, as with any join."""
+        if self.valid(section, reason):
+            self.out.sections[section] = "top"
+            self.out.why[section] = reason
 
     def intent(self, index: int, intent: dict[str, Any]) -> None:
         kind, name = INTENTS[intent["name"]], "intents." + intent["name"]
@@ -191,6 +211,8 @@ def _single(section: str, join: dict[str, Any]) -> list[tuple[str, tuple[str, ..
         return [(name, keys, name) for name in join["names"]]
     if section == "devices":
         return [(join["path"], ("add",), {key: join[key] for key in DEVICE})]
+    if section == "network":
+        return [(join["to"], ("outbound",), join["to"])]
     if section in ("mounts", "hooks"):
         return [(join["path"], ("sockets",) if section == "mounts" else ("allow",), join["path"])]
     return [(name, ("add",), name) for name in join["names"]]

@@ -138,12 +138,20 @@ def _faults(source: Source, kind: str) -> list[ShimError]:
     out: list[ShimError] = [f for error in _validator(kind).iter_errors(source.data) for f in _explained(source, error)]
     if not out:
         out += [_bad_date(source, path, value) for path, value in _dates(source.data, ()) if _instant(value) is None]
+    if kind == "policy" and not out and "expires" in source.data and not _tops(source):
+        # Whoever wrote it believes that the policy ends.
+        todo = "date each intent, and each element of add and sockets: a file's own date ends its tops alone"
+        out.append(Invalid("policy", source.place("expires"), source.data["expires"], 'a section that is "top"', todo))
     stem = os.path.basename(source.path).removesuffix(".toml")
     name = source.data.get("name")
     if kind == "policy" and isinstance(name, str) and name != stem:
         todo = "a policy is found by its file's name: give both the same"
         out.append(Invalid("policy", source.place("name"), name, stem, todo))
     return sorted({str(fault): fault for fault in out}.values(), key=lambda fault: _line(fault.key))
+
+
+def _tops(source: Source) -> list[str]:
+    return [section for section in SECTIONS if source.data.get(section) == "top"]
 
 
 def _line(place: str) -> int:

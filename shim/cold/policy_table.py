@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from shim import policy
-from shim.cold import seccomp_source
+from shim.cold import network_source, seccomp_source
 from shim.cold.policy_joins import Resolved, resolve
-from shim.dim import capabilities, seccomp
+from shim.dim import capabilities, network, seccomp
 
 ORDER = ("locked", "agent", "web", "dev", "identity")
 TOP, NOTHING = "all", "none"
@@ -107,6 +107,11 @@ def _names(key: str) -> Callable[[Section], str]:
     return lambda section: ", ".join(section.get(key, ()))
 
 
+def _network(section: Section) -> str:
+    compiled = network_source.expand(section, set(section.get("outbound", ())))
+    return "the engine's" if section.get("mode") == "engine" else network.words(network.from_policy(compiled))
+
+
 # title, section, words for a section that is neither bottom nor top; "" reads as none
 ROWS: tuple[tuple[str, str, Callable[[Section], str]], ...] = (
     ("capabilities", "capabilities", _capabilities),
@@ -131,5 +136,5 @@ ROWS: tuple[tuple[str, str, Callable[[Section], str]], ...] = (
     ("from the engine's call", "invocation", _invocation),
     ("seccomp profile", "seccomp", lambda s: str(s.get("profile", s.get("file", "")))),
     ("socket families", "seccomp", _names("families")),
-    ("network", "network", lambda s: "the engine's" if s.get("mode") == "engine" else ""),
+    ("network", "network", _network),
 )

@@ -9,21 +9,35 @@ what the delegate loaded.
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from shim.cold import bpf, libseccomp
 from shim.cold.libseccomp import TOKENS
-from shim.cold.simulate import Looser, compare
+from shim.cold.simulate import Looser, abi_of, compare
 from shim.dim import seccomp
 from shim.errors import Bug, Refused
-from shim.seccomp import emit
 from shim.seccomp.profile import Profile, machine
-from shim.seccomp.vocabulary import ACTION_NAMES, ACTIONS, ALLOW, LOW, NATIVE
+from shim.seccomp.vocabulary import ACTION_NAMES, ACTIONS, ALLOW, NATIVE
 
 # Room for what a delegate puts in front: runc's ENOSYS stub has about ten instructions an ABI.
 MOST_INSTRUCTIONS = bpf.MOST_INSTRUCTIONS - 96
 
-_MOST_LOWERED = 8  # calls: beyond, a profile is not worth saving
+SLOW = 0.5  # seconds after which a human wants to know; a proof takes 0.1
+_MOST_LOWERED = 8  # times: beyond, a profile is not worth saving
+_HOLDS: dict[str, Callable[[int, int, int], bool]] = {
+    "NE": lambda word, value, _: word != value,
+    "LT": lambda word, value, _: word < value,
+    "LE": lambda word, value, _: word <= value,
+    "EQ": lambda word, value, _: word == value,
+    "GE": lambda word, value, _: word >= value,
+    "GT": lambda word, value, _: word > value,
+    "MASKED_EQ": lambda word, mask, value: word & mask == value,
+}
 
 
 def granted(asked: Profile, ceiling: Profile, optimize: tuple[int, ...] = (1, 2)) -> tuple[Profile, dict[str, Any]]:
@@ -35,6 +49,14 @@ def granted(asked: Profile, ceiling: Profile, optimize: tuple[int, ...] = (1, 2)
     result = seccomp.meet(asked, ceiling)
     if result.is_top:
         return result, {}
+    with _progress():
+        return _proved(result, asked, ceiling, optimize)
+
+
+def _proved(
+    result: Profile, asked: Profile, ceiling: Profile, optimize: tuple[int, ...]
+) -> tuple[Profile, dict[str, Any]]:
+    """`result`, or what is left of it once it is short enough and lies below both sides as compiled; and the record."""
     host = machine()
     sides = [side for side in (asked, ceiling) if not side.is_top]
     record: dict[str, Any] = {"libseccomp": ".".join(map(str, libseccomp.version())), "dropped": []}
@@ -53,18 +75,48 @@ def granted(asked: Profile, ceiling: Profile, optimize: tuple[int, ...] = (1, 2)
         return result, record
 
 
+@contextmanager
+def _progress() -> Iterator[None]:
+    """Says on a terminal that a proof goes on, from 0.5 s on, and erases it; nothing where stderr is none (an engine).
+
+    By an alarm: libseccomp is waited for as well, and a thread would not go with the fork that it runs in.
+    """
+    if not os.isatty(2):
+        yield
+        return
+    begin = time.monotonic()
+
+    def show(*_: object) -> None:
+        _tell(b"\ragentshim: proving the seccomp profile, %d s" % (time.monotonic() - begin))
+
+    before = signal.signal(signal.SIGALRM, show)
+    signal.setitimer(signal.ITIMER_REAL, SLOW, SLOW)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it would outlive our exec of the delegate
+        signal.signal(signal.SIGALRM, before)
+        if time.monotonic() - begin >= SLOW:
+            _tell(b"\r\x1b[K")
+
+
+def _tell(text: bytes) -> None:
+    with suppress(OSError):  # the terminal is gone: the proof goes on
+        os.write(2, text)
+
+
 def _lowered(result: Profile, sides: list[Profile], found: Looser, host: str, dropped: list[str]) -> Profile:
     """`result` with one call denied, where libseccomp gave a side's JSON a harder filter than any reading of it has.
 
     libseccomp 2.5.4 does so where conditions on one argument have several actions ("TRAP if > 2^63, KILL if < 181"
-    traps 2^31 + 1), and for some small profiles of several ABIs. Bug for any other difference: that one is ours.
+    traps 2^31 + 1), and for some small profiles of several ABIs. Bug for any other difference: that one is ours. What
+    comes out is below `result`, and is proved like it.
     """
-    abi = next((arch for arch, token in TOKENS.items() if token == found.arch), "")
-    call = libseccomp.name(found.number, abi)
-    if call is None or len(dropped) > _MOST_LOWERED or not any(_misread(side, call, found, host) for side in sides):
+    call = libseccomp.name(found.number, abi_of(found.arch, found.number))
+    known = call is not None and found.side >= 0 and len(dropped) < _MOST_LOWERED
+    if call is None or not known or not _misread(sides[found.side], call, found):
         raise Bug("seccomp", "linux.seccomp", str(found), "no looser than either side", "report this") from found
-    if call not in dropped:
-        dropped.append(call)
+    dropped.append(call)
     assert result.raw is not None
     default = ACTIONS[result.raw["defaultAction"]]
     mine = [ACTIONS[rule["action"]] for rule in result.raw["syscalls"] if call in rule["names"]]
@@ -79,18 +131,23 @@ def _lowered(result: Profile, sides: list[Profile], found: Looser, host: str, dr
     return Profile({**result.raw, "syscalls": rules})
 
 
-def _misread(side: Profile, call: str, found: Looser, host: str) -> bool:
-    """Whether the filter of `side` answers the vector more harshly than that of its own meaning does.
+def _misread(side: Profile, call: str, found: Looser) -> bool:
+    """Whether the filter of `side` answers the vector more harshly than any rule that matches it says, or the default.
 
-    The meaning is asked on the native ABI, where libseccomp errs least; others have the low halves of the arguments.
+    Asked of the JSON as it is written, not of our reading of it: a fault of `reading`, `cubes` or `emit` is never taken
+    for one of libseccomp's.
     """
-    native = NATIVE[host]
-    meaning = Profile({**emit.emit(side.model, host), "architectures": [native]})
-    own, theirs = (compiled([profile], host, 1)[0] for profile in (meaning, side))
-    number = libseccomp.number(call, native)
-    args = found.seen if (found.arch, found.number) == (TOKENS[native], number) else tuple(a & LOW for a in found.seen)
-    kind = bpf.run(own, 0, bpf.words_of(TOKENS[native], number, args))
-    return bpf.severity(kind) > bpf.severity(bpf.run(theirs, 0, bpf.words_of(found.arch, found.number, found.seen)))
+    assert side.raw is not None
+    rules = [rule for rule in side.raw.get("syscalls") or () if call in rule["names"]]
+    levels = [ACTIONS[rule["action"]] for rule in rules if _matches(rule, found.seen)]
+    return bpf.severity(found.bound) < min(levels, default=ACTIONS[side.raw["defaultAction"]])
+
+
+def _matches(rule: dict[str, Any], seen: tuple[int, ...]) -> bool:
+    """Whether a rule's conditions hold; of several on one argument any one suffices, as delegates take them."""
+    args = rule.get("args") or ()
+    held = [_HOLDS[arg["op"][9:]](seen[arg["index"]], arg["value"], arg.get("valueTwo", 0)) for arg in args]
+    return any(held) if len({arg["index"] for arg in args}) < len(args) else all(held)
 
 
 def compiled(profiles: list[Profile], host: str, optimize: int) -> list[bpf.Program]:

@@ -38,14 +38,16 @@ _ABIS = {
 
 class Looser(Exception):
     """The result is more permissive than a side: ABI token, number, arguments, the arguments as the side was asked
-    (cut as the kernel cuts ints, or the same), and the two answers.
+    (cut as the kernel cuts ints, or the same), the two answers, and the side's index; -1 where the ABI is one that the
+    result leaves out, whatever the sides say.
     """
 
     def __init__(
-        self, arch: int, number: int, sent: tuple[int, ...], seen: tuple[int, ...], answer: int, bound: int
+        self, arch: int, number: int, sent: tuple[int, ...], seen: tuple[int, ...], answer: int, bound: int, side: int
     ) -> None:
-        super().__init__(arch, number, sent, seen, answer, bound)
-        self.arch, self.number, self.sent, self.seen, self.answer, self.bound = arch, number, sent, seen, answer, bound
+        super().__init__(arch, number, sent, seen, answer, bound, side)
+        self.arch, self.number, self.sent, self.seen = arch, number, sent, seen
+        self.answer, self.bound, self.side = answer, bound, side
 
     def __str__(self) -> str:
         sent = ", ".join(hex(value) for value in self.sent)
@@ -79,7 +81,7 @@ def compare(
                 continue
             if _foreign(arch, number, loaded):
                 if outcome >= 0 or bpf.severity(~outcome) > KILL_THREAD:
-                    raise Looser(arch, number, _ZEROS, _ZEROS, ~outcome, 0)
+                    raise Looser(arch, number, _ZEROS, _ZEROS, ~outcome, 0, -1)
             elif outcome < 0 and (bpf.severity(~outcome) == 0 or all(end < 0 for end in ends)):
                 _fixed(arch, number, outcome, ends)
             elif any(end >= 0 or bpf.severity(~end) < 7 for end in ends):
@@ -90,24 +92,28 @@ def compare(
 
 def _foreign(arch: int, number: int, loaded: frozenset[int]) -> bool:
     """Whether the call belongs to an ABI that the result leaves out; -1, a tracer's skipped call, belongs to none."""
-    x32 = number >= _X32 and arch == libseccomp.TOKENS["SCMP_ARCH_X86_64"]
-    if x32 and number != 0xFFFFFFFF:
+    if abi_of(arch, number) == "SCMP_ARCH_X32" and number != 0xFFFFFFFF:
         return libseccomp.TOKENS["SCMP_ARCH_X32"] not in loaded
     return arch not in loaded
 
 
+def abi_of(arch: int, number: int) -> str:
+    """The ABI of a call: x32 has the token of x86-64 and a bit in the number. '' for one that we do not know."""
+    abi = next((name for name, token in libseccomp.TOKENS.items() if token == arch), "")
+    return "SCMP_ARCH_X32" if abi == "SCMP_ARCH_X86_64" and number >= _X32 else abi
+
+
 def _called(arch: int, number: int) -> bool:
     """Whether libseccomp knows a call by that number."""
-    abi = next((name for name, token in libseccomp.TOKENS.items() if token == arch), "")
-    return number < _X32 and libseccomp.name(number, abi) is not None
+    return number < _X32 and libseccomp.name(number, abi_of(arch, number)) is not None
 
 
 def _fixed(arch: int, number: int, outcome: int, ends: list[int]) -> None:
     """All are decided by number, or the result is as hard as can be."""
     mine = bpf.severity(~outcome)
-    for end in ends:
+    for side, end in enumerate(ends):
         if end < 0 and mine > bpf.severity(~end):
-            raise Looser(arch, number, _ZEROS, _ZEROS, ~outcome, ~end)
+            raise Looser(arch, number, _ZEROS, _ZEROS, ~outcome, ~end, side)
 
 
 def _vectors(arch: int, number: int, every: list[tuple[bpf.Program, int]], chance: random.Random, count: int) -> int:
@@ -126,18 +132,18 @@ def _vectors(arch: int, number: int, every: list[tuple[bpf.Program, int]], chanc
         for seen in (sent, cut) if cut != sent and rank > ERRNO else (sent,):
             if seen is cut:
                 words = bpf.words_of(arch, number, cut)
-            for program, outcome in every[1:]:
+            for side, (program, outcome) in enumerate(every[1:]):
                 bound = answer(program, outcome, words)
                 probes += 1
                 if rank > bpf.severity(bound):
-                    raise Looser(arch, number, sent, seen, mine, bound)
+                    raise Looser(arch, number, sent, seen, mine, bound, side)
     return probes
 
 
 def _wide(arch: int, number: int) -> frozenset[int]:
-    """The arguments of a call that the kernel takes as they are; on ABIs of 32 bits there is nothing to cut."""
-    abi = next((name for name, token in libseccomp.TOKENS.items() if token == arch), "")
-    if abi in NARROW or number >= _X32:
+    """The arguments of a call that the kernel takes as they are; registers of 32 bits have nothing to cut, x32's do."""
+    abi = abi_of(arch, number)
+    if abi in NARROW and abi != "SCMP_ARCH_X32":
         return frozenset(range(6))
     call = libseccomp.name(number, abi)
     return frozenset(index for name, index in WIDE if name == call)

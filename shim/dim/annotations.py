@@ -6,7 +6,7 @@ saying so. Source: runtime-spec features.md "potentiallyUnsafeConfigAnnotations"
 
 from __future__ import annotations
 
-from shim.lattice import Decrease, Value, at, with_key
+from shim.lattice import REASON, Decrease, Value, at, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def apply_to_spec(spec: Spec, value: Annotations, facts: Facts) -> Spec:
 def explain(asked: Annotations, ceiling: Annotations, granted: Annotations) -> list[Decrease]:
     lost = (asked.unsafe or frozenset()) - (granted.unsafe or frozenset())
     why = "it gives the delegate orders that no dimension sees"
-    return [Decrease(f"annotations.{k}", v, "removed", why, "[annotations] unsafe = true") for k, v in sorted(lost)]
+    return [
+        Decrease(f"annotations.{k}", v, "removed", why, "[annotations] unsafe = true" + REASON) for k, v in sorted(lost)
+    ]
 
 
 def refusals(asked: Annotations, granted: Annotations) -> list[Exception]:

@@ -10,7 +10,7 @@ the host's; a container's /dev/console is a pty. Source: cgroup-v1/devices, runt
 from __future__ import annotations
 
 from shim.errors import Invalid
-from shim.lattice import Decrease, Value, at, with_key
+from shim.lattice import REASON, Decrease, Value, at, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,14 +113,17 @@ def explain(asked: Devices, ceiling: Devices, granted: Devices) -> list[Decrease
     out = []
     if (asked.all_but, asked.rules) != (granted.all_but, granted.rules):
         why = "devices beyond the standard ones reach the host's hardware"
-        out.append(Decrease(KEYS[1], _shown(asked), _shown(granted), why, "[devices] add = [{ path = … , why = … }]"))
+        lost = () if asked.all_but else sorted(_access(asked.rules - granted.rules).items())
+        allow = _allow("/dev/…", *lost[0][0], lost[0][1]) if lost else 'devices = "top"' + REASON
+        out.append(Decrease(KEYS[1], _shown(asked), _shown(granted), why, allow))
     if asked.nodes != granted.nodes:
-        lost = sorted((asked.nodes or frozenset()) - (granted.nodes or frozenset()))
-        shown = ", ".join(node[0] for node in lost[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
-        out.append(Decrease(KEYS[0], shown, "not made", "its node may not be opened", "[devices] add = [{ path = … }]"))
+        gone = sorted((asked.nodes or frozenset()) - (granted.nodes or frozenset()))
+        shown = ", ".join(node[0] for node in gone[:8]) + (f" and {len(gone) - 8} more" if len(gone) > 8 else "")
+        allow = _allow(*gone[0], "rw") if gone else 'devices = "top"' + REASON
+        out.append(Decrease(KEYS[0], shown, "not made", "its node may not be opened", allow))
     if asked.links != granted.links:
         links = ", ".join(sorted((asked.links or frozenset()) - (granted.links or frozenset())))
-        out.append(Decrease(KEYS[2], links, "not moved", "a network device of the host", 'devices = "top"'))
+        out.append(Decrease(KEYS[2], links, "not moved", "a network device of the host", 'devices = "top"' + REASON))
     return out
 
 
@@ -244,6 +247,14 @@ def _written(value: Devices) -> list[dict[str, Any]]:
             rule["minor"] = minor
         out.append({**rule, "access": letters})
     return out
+
+
+def _allow(path: str, kind: str, major: int, minor: int, access: str) -> str:
+    """The line for one device; a wildcard, or what is no device, has none but top."""
+    if kind not in ("b", "c") or ANY in (major, minor):
+        return 'devices = "top"' + REASON
+    device = f'path = "{path}", type = "{kind}", major = {major}, minor = {minor}, access = "{access}"'
+    return f"[devices] add = [{{ {device}{REASON} }}]"
 
 
 def _shown(value: Devices) -> str:

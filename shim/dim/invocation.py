@@ -7,7 +7,7 @@ Order: fewer are lower. NOTIFY_SOCKET makes the delegate add a mount after confi
 from __future__ import annotations
 
 from shim.errors import Refused
-from shim.lattice import Decrease, Value
+from shim.lattice import REASON, Decrease, Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,20 +68,27 @@ def apply_to_spec(spec: Spec, value: Invocation, facts: Facts) -> Spec:
 def explain(asked: Invocation, ceiling: Invocation, granted: Invocation) -> list[Decrease]:
     out = []
     for name in sorted(asked.flags - granted.flags):
-        out.append(Decrease(name, "set", "not passed on", "it adds to config.json", f"[invocation] {name} = true"))
+        allow = 'invocation = "top"' if name in REFUSED else f"[invocation] {name} = true"
+        out.append(Decrease(name, "set", "not passed on", "it adds to config.json", allow + REASON))
     for name, before, after in zip(COUNTS, asked.counts, granted.counts):
         if before != after:
             why = "descriptors reach past every path rule"
             out.append(Decrease(name, str(before), str(after), why, f"[invocation] {name} = {before}"))
     for verb in sorted(asked.verbs - granted.verbs):
         why = "a process image holds authority"
-        out.append(Decrease(verb, "a process image", "refused", why, f'[invocation] verbs = ["{verb}"]'))
+        out.append(Decrease(verb, "a process image", "refused", why, f'[invocation] verbs = ["{verb}"]{REASON}'))
     return out
 
 
 def refusals(asked: Invocation, granted: Invocation) -> list[Exception]:
     verbs = [
-        Refused(NAME, verb, "a process image", "never under this policy", f'[invocation] verbs = ["{verb}"] allows it')
+        Refused(
+            NAME,
+            verb,
+            "a process image",
+            "never under this policy",
+            f'[invocation] verbs = ["{verb}"]{REASON} allows it',
+        )
         for verb in sorted(asked.verbs - granted.verbs)
     ]
     todo = 'call without it; only invocation = "top" in the policy allows it'

@@ -1,14 +1,17 @@
-"""Labels of the Linux security modules. Order: one label < confined (any label) < unconfined.
+"""Labels of the Linux security modules. Order: nothing < one label < confined (any label) < unconfined.
 
-Two different labels are incomparable: their meet is `nothing`, which refuses. A label is written only where its module
-is active, since a delegate fails otherwise; where it is not, every value is the same and nothing is asked.
-Source: apparmor(7), selinux(8), runtime-spec config.md "apparmorProfile", "selinuxLabel".
+Two different labels are incomparable: their meet is `nothing`. For a process that refuses, since no other label was
+asked. For `mountLabel`, which labels the files of the container's own mounts and is met with what the policy says of
+selinux, it is written: the mounts then have the kernel's own labels. There an absent label asks nothing, active or not.
+A process's label is written only where its module is active, since a delegate fails otherwise; where it is not, an
+absent one asks nothing.
+Source: apparmor(7), selinux(8), runtime-spec config.md "apparmorProfile", "selinuxLabel", config-linux.md "mountLabel".
 """
 
 from __future__ import annotations
 
 from shim.errors import Refused
-from shim.lattice import Decrease, Value, at, with_key
+from shim.lattice import REASON, Decrease, Value, at, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,13 +19,14 @@ if TYPE_CHECKING:
     from shim.lattice import Section, Spec
 
 NAME = "lsm"
-KEYS = ("process.apparmorProfile", "process.selinuxLabel", "linux.mountLabel")
-MODULES = ("apparmor", "selinux")
-UNCONFINED, CONFINED, NOTHING = "unconfined", "confined", "nothing"
+MOUNT = "linux.mountLabel"
+KEYS = ("process.apparmorProfile", "process.selinuxLabel", MOUNT)
+MODULES = ("apparmor", "selinux", "selinux")  # whose label each of KEYS is
+UNCONFINED, CONFINED, NOTHING = "unconfined", "confined", ""  # no spec can spell an empty label
 
 
 class Labels(Value):
-    """`labels`: for each of MODULES 'unconfined', 'confined' (any label), a label, or 'nothing' (no process at all)."""
+    """`labels`: for each of KEYS 'unconfined', 'confined' (any label), a label, or '' (nothing)."""
 
     __slots__ = ("labels",)
 
@@ -30,8 +34,8 @@ class Labels(Value):
         self.labels = labels
 
 
-TOP = Labels((UNCONFINED, UNCONFINED))
-BOTTOM = Labels((NOTHING, NOTHING))
+TOP = Labels((UNCONFINED,) * len(KEYS))
+BOTTOM = Labels((NOTHING,) * len(KEYS))
 
 
 def leq(a: Labels, b: Labels) -> bool:
@@ -56,7 +60,11 @@ def apply_to_spec(spec: Spec, value: Labels, facts: Facts) -> Spec:
     out = spec
     asked = from_spec(spec, facts)
     for key, module, before, after in zip(KEYS, MODULES, asked.labels, value.labels):
-        if before != after and module in facts.security_modules:
+        if before == after:
+            continue
+        if key == MOUNT:
+            out = with_key(out, key, None)
+        elif module in facts.security_modules:
             label = facts.default_labels.get(module) if after == CONFINED else after
             if label is None:
                 todo = f"load a profile for containers, or name one in [lsm] {module}"
@@ -67,7 +75,7 @@ def apply_to_spec(spec: Spec, value: Labels, facts: Facts) -> Spec:
 
 def explain(asked: Labels, ceiling: Labels, granted: Labels) -> list[Decrease]:
     return [
-        Decrease(key, before, after, f"{module} confines every container", f'[lsm] {module} = "{before}"')
+        Decrease(key, before, after or "nothing", _why(key, module), _allow(key, module, before))
         for key, module, before, after in zip(KEYS, MODULES, asked.labels, granted.labels)
         if before != after
     ]
@@ -77,16 +85,25 @@ def refusals(asked: Labels, granted: Labels) -> list[Exception]:
     return [
         Refused(NAME, key, before, "another label", f"ask for the policy's {module} label, or change [lsm] {module}")
         for key, module, before, after in zip(KEYS, MODULES, asked.labels, granted.labels)
-        if after == NOTHING and before != after
+        if after == NOTHING and before != after and key != MOUNT
     ]
 
 
 def _asked(spec: Spec, key: str, module: str, facts: Facts) -> str:
-    label = at(spec, key, "")
-    if module not in facts.security_modules:
-        # An inactive module confines nobody; the least label keeps every comparison true without writing any.
-        return label or facts.default_labels.get(module, "inactive")
-    return label if label and label != "unconfined" else UNCONFINED
+    label: str = at(spec, key, NOTHING)
+    if key == MOUNT or label not in (NOTHING, UNCONFINED):
+        return label
+    return UNCONFINED if module in facts.security_modules else NOTHING  # an inactive module confines nobody
+
+
+def _why(key: str, module: str) -> str:
+    return "the policy names another label, or none" if key == MOUNT else f"{module} confines every container"
+
+
+def _allow(key: str, module: str, before: str) -> str:
+    if before == UNCONFINED:
+        return 'lsm = "top"' + REASON
+    return f'[lsm] {module} = "{CONFINED if key == MOUNT else before}"'
 
 
 def _meet(a: str, b: str) -> str:

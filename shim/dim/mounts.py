@@ -10,7 +10,7 @@ Source: mount(2), mount_setattr(2) (Linux 5.12, recursive flags), runtime-spec c
 from __future__ import annotations
 
 from shim.errors import Invalid, Refused
-from shim.lattice import EVERYTHING, Decrease, Value, at, names_leq, names_meet, with_key
+from shim.lattice import EVERYTHING, REASON, Decrease, Value, at, names_leq, names_meet, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ BELOW = 4  # the same four for what is mounted below a recursive bind: shifted b
 SLAVE, SHARED = 256, 512  # mounts made later on the host appear here; those made here appear on the host
 HOST_VIEW = 1024  # the host's own /proc, /sys, /dev/shm or /dev/mqueue instead of the container's
 FLAGS = WRITE | SUID | DEV | EXEC
+VOLUME = WRITE | EXEC | (WRITE | EXEC) << BELOW  # what a section can grant a volume
 ALL = FLAGS | FLAGS << BELOW | SLAVE | SHARED | HOST_VIEW
 REFUSED = -1
 
@@ -214,12 +215,12 @@ def explain(asked: Mounts, ceiling: Mounts, granted: Mounts) -> list[Decrease]:
             continue
         key = f"mounts.{entry[1]}" if entry[0] != ROOT else "root.path"
         if rights is None:
-            why, allow = f"its source is {_class_words(entry[2])}", _allow(entry)
+            why, allow = f"its source is {_class_words(entry[2])}", _allow(entry, WRITE | EXEC)
             out.append(Decrease(key, entry[3] or entry[2], "refused", why, allow))
         else:
             lost = _rights_words(entry[4] & ~rights)
             why = f"{_class_words(entry[2])} is kept with fewer rights"
-            out.append(Decrease(key, entry[3] or entry[2], f"without {lost}", why, _allow(entry)))
+            out.append(Decrease(key, entry[3] or entry[2], f"without {lost}", why, _allow(entry, entry[4] & ~rights)))
     return out
 
 
@@ -407,17 +408,17 @@ def _rights_words(lost: int) -> str:
     return ", ".join(word for bits, word in words if lost & bits)
 
 
-def _allow(entry: Entry) -> str:
+def _allow(entry: Entry, lost: int) -> str:
     if entry[2] == "socket":
-        return f'[mounts] sockets = [{{ path = "{entry[3]}", why = "…" }}]'
-    if entry[2] == "volume":
+        return f'[mounts] sockets = [{{ path = "{entry[3]}"{REASON} }}]'
+    if entry[2] == "volume" and not lost & ~VOLUME:
         return '[mounts] volumes = "rw", exec = true'
-    return 'mounts = "top"'
+    return 'mounts = "top"' + REASON
 
 
 def _todo(entry: Entry) -> str:
     if entry[2] == "socket":
-        return f"name it in the policy: {_allow(entry)}"
+        return f"name it in the policy: {_allow(entry, 0)}"
     if entry[2] == "missing":
         return "make the directory on the host first"
     if entry[2] == "volume":

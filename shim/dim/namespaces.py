@@ -8,7 +8,7 @@ Id maps belong to a new user namespace and are kept with it. Source: namespaces(
 from __future__ import annotations
 
 from shim.errors import Invalid, Refused
-from shim.lattice import Decrease, Value, at, with_key
+from shim.lattice import REASON, Decrease, Value, at, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def explain(asked: Namespaces, ceiling: Namespaces, granted: Namespaces) -> list
         if before != after:
             host = before == HOST
             why = "the host's own namespace is never lent" if host else "sharing another container's is not allowed"
-            allow = f'[namespaces] {"host" if host else "shared"} = ["{kind}"]'
+            allow = f'[namespaces] {"host" if host else "shared"} = ["{kind}"]' + (REASON if host else "")
             out.append(Decrease(f"{KEYS[0]}.{kind}", before, after, why, allow))
     return out
 

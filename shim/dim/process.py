@@ -7,7 +7,7 @@ A working directory below /proc or with `..` can lead out through a descriptor t
 from __future__ import annotations
 
 from shim.errors import Refused
-from shim.lattice import Decrease, Value, at, with_key
+from shim.lattice import REASON, Decrease, Value, at, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,10 +60,12 @@ def apply_to_spec(spec: Spec, value: Process, facts: Facts) -> Spec:
 def explain(asked: Process, ceiling: Process, granted: Process) -> list[Decrease]:
     out = []
     if asked.cwd != granted.cwd:
-        out.append(Decrease(KEYS[0], asked.cwd or "", "refused", "it can lead out of the root", 'process = "top"'))
+        out.append(
+            Decrease(KEYS[0], asked.cwd or "", "refused", "it can lead out of the root", 'process = "top"' + REASON)
+        )
     if asked.personality != granted.personality:
         why = "an execution domain weakens memory protection"
-        out.append(Decrease(KEYS[1], asked.personality or "", "not set", why, 'process = "top"'))
+        out.append(Decrease(KEYS[1], asked.personality or "", "not set", why, 'process = "top"' + REASON))
     return out
 
 

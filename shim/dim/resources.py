@@ -9,7 +9,7 @@ vocabulary, which delegates translate. Source: runtime-spec config-linux.md "Con
 from __future__ import annotations
 
 from shim.errors import Invalid, Refused
-from shim.lattice import Decrease, Value, at, least, least_leq, with_key
+from shim.lattice import REASON, Decrease, Value, at, least, least_leq, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,10 +130,11 @@ def explain(asked: Resources, ceiling: Resources, granted: Resources) -> list[De
     for (name, key, _), before, after in zip(LIMITS, asked.limits, granted.limits):
         if before != after:
             shown = "unlimited" if before is None else str(before)
-            allow = f"[resources] without {name}" if before is None else f"[resources] {name} = {before}"
+            limit = before if name != "cpus" or before is None else f"{before / 1e6:g}"  # a policy counts processors
+            allow = f"[resources] without {name}" if before is None else f"[resources] {name} = {limit}"
             out.append(Decrease(_R + key, shown, str(after), "the policy's limit is lower", allow))
     for claim in sorted((asked.claims or frozenset()) - (granted.claims or frozenset())):
-        out.append(Decrease(claim, "set", "removed", "it reaches beyond the container", 'resources = "top"'))
+        out.append(Decrease(claim, "set", "removed", "it reaches beyond the container", 'resources = "top"' + REASON))
     return out
 
 

@@ -6,7 +6,7 @@ policy: either all of them may be asked or none. Source: sched(7), ioprio_set(2)
 
 from __future__ import annotations
 
-from shim.lattice import Decrease, Value, at, with_key
+from shim.lattice import REASON, Decrease, Value, at, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def explain(asked: Scheduling, ceiling: Scheduling, granted: Scheduling) -> list
         out.append(Decrease(KEYS[0], str(asked.oom), str(granted.oom), why, allow))
     for key in sorted((asked.claims or frozenset()) - (granted.claims or frozenset())):
         why = "a claim on the host's processors or memory nodes"
-        out.append(Decrease(key, "set", "not set", why, 'scheduling = "top"'))
+        out.append(Decrease(key, "set", "not set", why, 'scheduling = "top"' + REASON))
     return out
 
 

@@ -6,7 +6,7 @@ Source: runtime-spec config-linux.md "sysctl", namespaces(7).
 
 from __future__ import annotations
 
-from shim.lattice import Decrease, Value, at, with_key
+from shim.lattice import REASON, Decrease, Value, at, with_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shim.lattice import Section, Spec
 
 NAME = "sysctl"
+NAMEABLE = ("net.", "fs.mqueue.", "kernel.shm", "kernel.msg", "kernel.sem")  # schema/policy.json knows no others
 KEYS = ("linux.sysctl",)
 
 
@@ -68,7 +69,7 @@ def apply_to_spec(spec: Spec, value: Sysctl, facts: Facts) -> Spec:
 def explain(asked: Sysctl, ceiling: Sysctl, granted: Sysctl) -> list[Decrease]:
     lost = (asked.pairs or frozenset()) - (granted.pairs or frozenset())
     return [
-        Decrease(f"{KEYS[0]}.{name}", value, "not set", "not on the policy's list", f'[sysctl] allow = ["{name}"]')
+        Decrease(f"{KEYS[0]}.{name}", value, "not set", "not on the policy's list", _allow(name))
         for name, value in sorted(lost)
     ]
 
@@ -80,6 +81,11 @@ def refusals(asked: Sysctl, granted: Sysctl) -> list[Exception]:
 def slash_free(name: str) -> str:
     """One spelling of a parameter: delegates turn dots into slashes, so net/ipv4/x and net.ipv4.x are the same."""
     return name.replace("/", ".")
+
+
+def _allow(name: str) -> str:
+    plain = all(c.isascii() and (c.islower() or c.isdigit() or c in "_.") for c in name)
+    return f'[sysctl] allow = ["{name}"]' if plain and name.startswith(NAMEABLE) else 'sysctl = "top"' + REASON
 
 
 def _matches(name: str, allowed: frozenset[str]) -> bool:

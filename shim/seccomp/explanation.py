@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shim.lattice import Decrease
+from shim.lattice import REASON, Decrease
 from shim.seccomp import cubes, model
 from shim.seccomp.profile import Profile
 from shim.seccomp.vocabulary import LOG
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 KEY = "linux.seccomp"
 _SHOWN = 12
 _WHY = "the policy's profile does not allow them"
-_ALLOW = 'seccomp.add = [{ names = ["…"], why = "…" }]'
+_TOP = 'seccomp = "top"' + REASON
+_ALLOW = '[seccomp] add = [{ names = ["…"]' + REASON + " }]"
 
 
 def decreases(asked: Profile, ceiling: Profile, granted: Profile) -> list[Decrease]:
     """One Decrease for each kind of loss: calls, arguments, ABIs, flags, gentler denials."""
     if asked.is_top:
-        return [_loss("no filter", _counted(granted), "nothing was filtered", 'seccomp = "top"')]
+        return [_loss("no filter", _counted(granted), "nothing was filtered", _TOP)]
     if granted.is_top:
         return []
     before, after = asked.model, granted.model
@@ -50,13 +51,16 @@ def _frame(before: model.Model, after: model.Model) -> Iterator[Decrease]:
     lost = before.archs - after.archs
     if lost:
         why = "other ABIs bypass rules on arguments (socketcall, x32)"
-        yield _loss(listed(sorted(lost)), listed(sorted(after.archs)), why, 'seccomp.architectures = ["…"]')
+        yield _loss(listed(sorted(lost)), listed(sorted(after.archs)), why, '[seccomp] architectures = ["…"]')
     if before.spec_allow and not after.spec_allow:
         yield _loss(
-            "SPEC_ALLOW, or flags absent", "no SPEC_ALLOW", "speculation mitigations stay on", 'seccomp = "top"'
+            "SPEC_ALLOW, or flags absent",
+            "no SPEC_ALLOW",
+            "speculation mitigations stay on",
+            _TOP,
         )
     if after.log and not before.log:
-        yield _loss("no log", "denials are logged", "the policy's profile logs", 'seccomp = "top"')
+        yield _loss("no log", "denials are logged", "the policy's profile logs", _TOP)
 
 
 def listed(names: list[str]) -> str:

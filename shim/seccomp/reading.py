@@ -101,9 +101,8 @@ def _rule(rule: dict[str, Any], narrow: bool) -> Rule:
 
 
 def condition_cubes(rule: dict[str, Any]) -> Cubes:
-    """The vectors that a rule's conditions match, each read on 64 bits."""
-    read = _rule(rule, False)
-    return read[3] if ACTIONS[rule["action"]] < LOG else read[2]
+    """The vectors that a delegate may match a rule with, each argument read on 64 bits."""
+    return _rule(rule, False)[3]
 
 
 def _product(a: Cubes, b: Cubes) -> Cubes:

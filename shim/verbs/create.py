@@ -6,7 +6,7 @@ import posix
 
 from shim import argv, bundle, hostpaths, kernel, plan, policy, product, runc, spec, state, wire
 from shim.dim import mounts, namespaces
-from shim.verbs import gate
+from shim.verbs import gate, lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,16 +43,20 @@ def run(call: Call, context: Context) -> int:
     # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
     pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else {}
     root = state.root_of(call.root, delegate.kind, env)
-    hook = facts.our_hook(root, container) if any(pins.values()) else None
+    hooks = [facts.our_hook(root, container)] if any(pins.values()) else []
+    locked = lock.decide(asked, ceiling, chosen.sections.get("network"), facts, config.mode)
+    if locked.plan:
+        hooks.append(facts.lock_hook(state.lock_path(root, container)))
     admit = gate.Admitter(delegate)
-    made = plan.make(asked, ceiling, facts, admit, config.mode, hook=hook)
+    made = plan.make(asked, ceiling, facts, admit, config.mode, hooks=tuple(hooks))
     out = made.data if made.data is not None or not dropped else wire.dumps(made.spec)
 
     record = _record(directory.path, config, chosen, made, pins)
+    record["network"] = locked.section
     if admit.unseen and call.verb == "create" and config.mode != "audit":
         record["unseen"] = admit.unseen
         state.mark(admit.unseen)
-    state.claim(root, container, record, data)
+    state.claim(root, container, record, data, locked.plan)
     if out is not None and out != data:
         directory.replace(CONFIG, out, status)
     granted = made.granted["invocation"] if config.mode != "audit" else invocation

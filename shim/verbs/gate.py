@@ -38,12 +38,25 @@ def launcher() -> str:
 
     HostError if it is in neither place.
     """
-    home = hostpaths.absolute(__file__).rpartition("/shim/")[0]
-    for place in (f"{home}/native/build/agentshim", f"{home.rpartition('/lib/')[0]}/bin/agentshim"):
+    home = _home()
+    return _first(f"{home}/native/build/agentshim", f"{home.rpartition('/lib/')[0]}/bin/agentshim")
+
+
+def program(name: str) -> str:
+    """A native program of ours that only we call: in our own directory, or in native/build. HostError as launcher."""
+    home = _home()
+    return _first(f"{home}/native/build/{name}", f"{home}/{name}")
+
+
+def _home() -> str:
+    return hostpaths.absolute(__file__).rpartition("/shim/")[0]
+
+
+def _first(*places: str) -> str:
+    for place in places:
         if posix.access(place, posix.X_OK):
             return place
-    todo = "install it anew"
-    raise HostError("gate", "launcher", "not found", f"one beside {home}", todo)
+    raise HostError("gate", places[-1], "not there", "a program of ours", "install it anew")
 
 
 class Admitter:

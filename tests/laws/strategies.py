@@ -12,6 +12,7 @@ from shim.dim import capabilities, mounts, namespaces, rlimits, scheduling
 from shim.hostpaths import Source
 from shim.kernel import Facts
 
+LABELS = ("l1", "l2", "unconfined", "")
 PATHS = ("/proc/keys", "/proc/kcore", "/sys/firmware", "/proc/sys", "/x")
 SOURCES = {
     "/srv/data": Source("volume", "/srv/data"),
@@ -148,6 +149,9 @@ def specs(draw: Any) -> Spec:
         linux["rootfsPropagation"] = draw(st.sampled_from(["shared", "rslave", "private"]))
     if draw(st.booleans()):
         linux["personality"] = {"domain": "LINUX32"}
+    for place, key in ((process, "apparmorProfile"), (process, "selinuxLabel"), (linux, "mountLabel")):
+        if draw(st.booleans()):
+            place[key] = draw(st.sampled_from(LABELS))
     hook = st.sampled_from(
         [{"path": "/usr/bin/dockerd"}, {"path": "/opt/hook", "args": ["h", "x"]}, {"path": "/tmp/evil"}]
     )
@@ -163,6 +167,15 @@ def specs(draw: Any) -> Spec:
         "linux": linux,
     }
 
+
+port = st.sampled_from([0, 52, 53, 54, 65535])
+outbound = st.tuples(
+    st.sampled_from(["tcp", "udp"]),
+    st.sampled_from(["10.0.0.0/31", "10.0.0.0/32", "10.0.0.1", "10.0.0.2", "0.0.0.0/0", "::/0", "2001:db8::/127"]),
+    port,
+    port,
+).map(lambda g: (g[0], g[1], min(g[2:]), max(g[2:])))
+inbound = st.tuples(st.sampled_from(["tcp", "udp"]), port, port).map(lambda g: (g[0], min(g[1:]), max(g[1:])))
 
 SECTIONS: dict[str, st.SearchStrategy[Any]] = {
     "capabilities": st.builds(
@@ -206,11 +219,19 @@ SECTIONS: dict[str, st.SearchStrategy[Any]] = {
     "resources": st.dictionaries(
         st.sampled_from(["pids", "memory", "memory_swap"]), st.sampled_from([5, 4096, 1 << 20])
     ),
-    "lsm": st.just({}),
+    "lsm": st.dictionaries(st.sampled_from(["apparmor", "selinux"]), st.sampled_from(["confined", "l1", "l2"])),
     "sysctl": st.builds(lambda a: {"allow": a}, _some(["net.*", "net.ipv4.*", "kernel.shmmax", "net.ipv4.ip_forward"])),
     "hooks": st.builds(lambda a: {"allow": a}, _some(["/opt/hook"])),
     "annotations": st.builds(lambda u: {"unsafe": u}, st.booleans()),
     "process": st.just({}),
+    "network": st.builds(
+        lambda m, o, i, d, c: {"mode": m, "outbound": o, "inbound": i, "dns": d, "icmp": c},
+        st.sampled_from(["engine", "confine", "confine", "confine"]),
+        st.lists(outbound, max_size=4),
+        st.one_of(st.just("any"), st.lists(inbound, max_size=3)),
+        st.booleans(),
+        st.booleans(),
+    ),
     "invocation": st.builds(
         lambda f, n, v: {**dict.fromkeys(f, True), "listen_fds": n, "verbs": v},
         _some(["notify_socket", "no_pivot"]),

@@ -94,8 +94,8 @@ def test_a_volume_is_never_dropped(spec: Any, ceiling: Any) -> None:
 def test_our_hook_is_last_and_once(spec: Any) -> None:
     hook = FACTS.our_hook("/r", "x")
     ceiling = {dim.NAME: dim.TOP for dim in OTHERS}
-    once = make(spec, ceiling, hook=hook)
-    twice = make(once.spec, ceiling, hook=hook)
+    once = make(spec, ceiling, hooks=(hook,))
+    twice = make(once.spec, ceiling, hooks=(hook,))
     assert twice.spec["hooks"]["createRuntime"][-1] == hook
     assert sum(one == hook for one in twice.spec["hooks"]["createRuntime"]) == 1
 

@@ -52,8 +52,8 @@ def check(a: Profile, b: Profile, meet: Callable[[Profile, Profile], Profile] = 
 @pytest.mark.parametrize(("one", "two"), list(itertools.combinations(EVERY, 2)))
 def test_pairs_in_both_orders_and_at_both_levels(one: str, two: str) -> None:
     a, b = EVERY[one](), EVERY[two]()
-    assert check(a, b, level=1) > 1000
-    assert check(b, a, level=2) > 1000
+    for sides, level in itertools.product(((a, b), (b, a)), (1, 2)):
+        assert check(*sides, level=level) > 1000
 
 
 def test_the_record_of_a_proof() -> None:
@@ -101,19 +101,25 @@ def condition(chance: random.Random, index: int) -> tuple[Any, ...]:
     return index, op, value, value & chance.getrandbits(64) if op == "MASKED_EQ" else 0
 
 
+@pytest.mark.timeout(7200)
 def test_ten_million_probes_in_a_full_run() -> None:
+    """Bug at the first looser one. A call that libseccomp misreads in a side's JSON is denied, and counted."""
     fixed = [EVERY[name]() for name in ("moby", "common", "agent", "web", "dev")]
-    probes, seed = 0, 0
+    probes, seed, lowered = 0, 0, 0
     while probes < PROBES:
         seed += 1
         chance = random.Random(seed)
         a, b = some(chance), chance.choice((some(chance), chance.choice(fixed)))
         try:
-            probes += prove.granted(a, b, (1 + seed % 2,))[1]["probes"]
+            record = prove.granted(a, b, (1 + seed % 2,))[1]
         except Invalid:
             continue
         except Bug as bug:
             raise AssertionError(f"seed {seed}") from bug
+        probes += record["probes"]
+        lowered += bool(record["dropped"])
+    print(f"{probes} probes of {seed} pairs, 0 looser; {lowered} lowered where libseccomp misreads an input")
+    assert lowered <= 1 + seed // 20
 
 
 # --- limits
@@ -139,23 +145,62 @@ def test_a_proof_that_fails_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         prove.granted(inputs.moby(), inputs.ours("agent"))
 
 
-def test_a_side_that_libseccomp_miscompiles_lowers_the_call() -> None:
-    """libseccomp 2.5.4 traps 2^31 + 1 here; whatever this one does, the result is proved."""
-    odd = profile("ERRNO", rule("ptrace", "TRAP", (0, "GT", 2**63)), rule("ptrace", "KILL_PROCESS", (0, "LT", 181)))
-    _, record = prove.granted(odd, profile("ERRNO", archs=(NATIVE, inputs.X86)), (1,))
-    assert record["dropped"] in ([], ["ptrace"])
+# What libseccomp 2.5.4 makes harder than any rule says: it traps 2^31 + 1; it denies (1, 2) on x32, (0, 16) on i386.
+MISREAD: dict[str, tuple[tuple[str, ...], Profile, str]] = {
+    "native": (
+        (NATIVE,),
+        profile("ERRNO", rule("ptrace", "TRAP", (0, "GT", 2**63)), rule("ptrace", "KILL_PROCESS", (0, "LT", 181))),
+        "ptrace",
+    ),
+    "x32": (
+        (NATIVE, inputs.X32),
+        profile("ALLOW", rule("write", "ERRNO", (1, "NE", 2), (0, "NE", 2**63)), rule("write", "ERRNO", (0, "GT", 1))),
+        "write",
+    ),
+    "i386": (
+        (NATIVE, inputs.X86),
+        profile(
+            "ALLOW",
+            rule("write", "ERRNO", (0, "NE", 2**64 - 1), (1, "GT", 57)),
+            rule("write", "ERRNO", (0, "EQ", 16), (1, "NE", 57)),
+        ),
+        "write",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_a_side_that_libseccomp_misreads_lowers_the_call(name: str) -> None:
+    """Whatever this machine's libseccomp does, the result is proved; refused it is only where the fault is ours."""
+    archs, odd, call = MISREAD[name]
+    odd = Profile({**(odd.raw or {}), "architectures": list(archs)})
+    open_ = profile("ERRNO", rule(f"read write socketcall ipc {emit._MULTIPLEXED}", "ALLOW"), archs=archs)
+    result, record = prove.granted(odd, open_, (1,))
+    assert seccomp.leq(result, seccomp.meet(odd, open_)) and prove.tokens(result, HOST) == prove.tokens(odd, HOST)
+    assert record["dropped"] in ([], [call])
     if libseccomp.version() == (2, 5, 4):
-        assert record["dropped"] == ["ptrace"]
+        assert record["dropped"] == [call]
+        assert result.model.calls.get(call, result.model.rest)[1] == ()
+
+
+def test_lowering_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter that stays loose whatever its JSON says is refused, not lowered for ever."""
+    gentle, hard = prove.compiled([profile("ALLOW"), profile("KILL")], HOST, 1)
+    monkeypatch.setattr(prove, "compiled", lambda profiles, host, level: [gentle, hard])
+    with pytest.raises(Bug, match="no looser than either side"):
+        prove.granted(profile("ALLOW", rule("bpf", "ERRNO")), seccomp.TOP)
 
 
 # --- mutants: each must be caught on profiles that a right meet passes
+
+MEET = seccomp.meet
 
 
 def unrounded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Profile]:
     """Skips the rounding of ints: high bits pass what the kernel then cuts off."""
     monkeypatch.setattr(words, "low_only", lambda cube, wide: cube)
     monkeypatch.setattr(words, "any_high", lambda cube, wide: cube)
-    return lambda a, b: seccomp.meet(Profile(a.raw), Profile(b.raw))
+    return lambda a, b: MEET(Profile(a.raw), Profile(b.raw))
 
 
 def enumerated(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Profile]:
@@ -168,7 +213,7 @@ def enumerated(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], 
         return tuple((2**64 - 1, other) for other in range(64) if other != value)
 
     monkeypatch.setattr(words, "compare", compare)
-    return lambda a, b: seccomp.meet(Profile(a.raw), Profile(b.raw))
+    return lambda a, b: MEET(Profile(a.raw), Profile(b.raw))
 
 
 def by_name(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Profile]:
@@ -199,7 +244,7 @@ def all_abis(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Pr
     """Keeps an ABI that only one side serves."""
 
     def meet(a: Profile, b: Profile) -> Profile:
-        raw = seccomp.meet(a, b).raw
+        raw = MEET(a, b).raw
         assert raw is not None
         return Profile({**raw, "architectures": [NATIVE, inputs.X86, inputs.X32]})
 
@@ -210,7 +255,7 @@ def gentler(monkeypatch: pytest.MonkeyPatch) -> Callable[[Profile, Profile], Pro
     """Turns a kill into an errno."""
 
     def meet(a: Profile, b: Profile) -> Profile:
-        raw = seccomp.meet(a, b).raw
+        raw = MEET(a, b).raw
         assert raw is not None
         rules = [r for r in raw["syscalls"] if "KILL" not in r["action"]]
         return Profile({**raw, "syscalls": rules})
@@ -238,10 +283,14 @@ def test_mutants_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     caught = 0
     for sides in ((a, b), (b, a)):
         with monkeypatch.context() as patch:
+            made = mutant(patch)
             try:
-                check(*sides, meet=mutant(patch))
+                check(*sides, meet=made)
             except (Looser, Invalid):
                 caught += 1
+                patch.setattr(seccomp, "meet", made)
+                with pytest.raises((Bug, Invalid)):  # and granted() does not take it for a fault of libseccomp
+                    prove.granted(Profile(sides[0].raw), Profile(sides[1].raw))
     assert caught
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shim import mountinfo, plan, policy, product
-from shim.dim import mounts, seccomp
+from shim.dim import lsm, mounts, seccomp
 from shim.errors import Invalid, Refused
 from shim.hostpaths import Places, Source, resolve
 from shim.kernel import Facts
@@ -273,3 +273,53 @@ def test_mounts_of_the_host_root_are_named() -> None:
     with pytest.raises(Refused, match="authority over the host"):
         granted({"mounts": [bind(["rbind"], "/host", "/")]}, known)
     assert mounts.BOTTOM.entries == ()
+
+
+LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
+
+
+@pytest.mark.parametrize(
+    ("section", "kept"),
+    [
+        ("top", True),
+        ({}, True),
+        ({"selinux": "confined"}, True),
+        ({"selinux": LABEL}, True),
+        ({"selinux": "system_u:system_r:container_t:s0:c1,c2"}, False),
+        (None, False),
+    ],
+    ids=["top", "table", "any label", "this label", "another label", "no section"],
+)
+@pytest.mark.parametrize("active", [(), ("selinux",)], ids=["inactive", "active"])
+def test_a_label_for_mounts_that_the_policy_does_not_name(section: Any, kept: bool, active: tuple[str, ...]) -> None:
+    """Files with the label of another container, or of the host, are another domain's to use."""
+    spec = {
+        **SPEC,
+        "process": {**SPEC["process"], "selinuxLabel": "p"},
+        "linux": {**SPEC["linux"], "mountLabel": LABEL},
+    }
+    known = facts(security_modules=active)
+    asked = lsm.from_spec(spec, known)
+    ceiling = lsm.from_policy(section)
+    met = lsm.meet(asked, ceiling)
+    written = lsm.apply_to_spec(spec, met, known)
+    assert written["linux"].get("mountLabel") == (LABEL if kept else None)
+    assert [loss.key_path for loss in lsm.explain(asked, ceiling, met)].count("linux.mountLabel") == (not kept)
+    assert not [one for one in lsm.refusals(asked, met) if one.key == "linux.mountLabel"]  # type: ignore[attr-defined]
+    assert lsm.from_spec(written, known).labels[2] == met.labels[2]
+
+
+@pytest.mark.parametrize("label", ["unconfined", "confined", "x"])
+def test_no_word_for_a_mount_label_is_above_the_policy(label: str) -> None:
+    ceiling = {**product.TOP, "lsm": lsm.from_policy({"selinux": "l"})}
+    spec = {**SPEC, "linux": {**SPEC["linux"], "mountLabel": label}}
+    made = plan.make(spec, ceiling, facts(security_modules=("selinux",)), lambda asked, top, mask: None, "audit")
+    assert "mountLabel" not in lsm.apply_to_spec(spec, made.granted["lsm"], facts())["linux"]
+
+
+@pytest.mark.parametrize("asked", [{}, {"apparmorProfile": "unconfined"}, {"selinuxLabel": ""}])
+@pytest.mark.parametrize("section", [{}, {"apparmor": "mine"}, {"selinux": "u:r:t:s0"}])
+def test_labels_of_a_module_that_is_not_there_ask_nothing(asked: dict[str, str], section: dict[str, str]) -> None:
+    ceiling = {**product.TOP, "lsm": lsm.from_policy(section)}
+    spec = {**SPEC, "process": {**SPEC["process"], **asked}}
+    assert plan.make(spec, ceiling, facts(), lambda asked, top, mask: None).data is None

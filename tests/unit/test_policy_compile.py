@@ -211,7 +211,7 @@ def test_joins_and_their_reasons(host: Host) -> None:
 def test_every_intent_expands(host: Host) -> None:
     given = {
         "workspace": 'path = "/work"',
-        "outbound": 'to = ["tcp:example.com:443"]',
+        "outbound": 'to = ["tcp:203.0.113.5:443"]',
         "user-namespaces": 'doc = "https://e.org"',
     }
     found = {}
@@ -222,7 +222,7 @@ def test_every_intent_expands(host: Host) -> None:
         found[name] = resolved.sections
     assert found["bind-low-port"]["capabilities"] == {"grant": ["NET_BIND_SERVICE"], "ambient": ["NET_BIND_SERVICE"]}
     assert found["workspace"]["mounts"]["workspace"] == ["/work"]
-    assert found["outbound"]["network"] == {"outbound": ["tcp:example.com:443"]}
+    assert found["outbound"]["network"]["outbound"] == ["tcp:203.0.113.5:443"]
     assert found["packages"]["paths"]["rootfs"] == "writable"
     assert found["user-namespaces"] == {}
 
@@ -250,6 +250,53 @@ def test_an_expired_join_is_left_out_and_said(host: Host) -> None:
     assert "paths" not in resolved.sections
     assert set(resolved.expired) == {"intents.packages", "capabilities.SETFCAP"}
     assert resolved.expires == int(datetime(2090, 6, 1, 10, tzinfo=UTC).timestamp())
+
+
+@pytest.mark.parametrize("base", [None, "locked", "identity"])
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_is_top_until_its_files_end(host: Host, section: str, base: str | None) -> None:
+    """From then on the line counts as absent: what the base says of the section holds, or nothing."""
+    head = f'base = "{base}"\n' if base else ""
+    said = f'{head}why = "a while"\ndoc = "https://e.org"\n{section} = "top"\n'
+    host.policy("mine", f"{said}expires = 2100-01-01\n")
+    before = cold.resolve("mine", host.config())
+    assert (before.sections[section], before.expires) == ("top", 4102444800)
+    assert before.why[section]["why"] == "a while"
+    after = cold.resolve("mine", host.config(), now=4102444800.0)
+    host.policy("absent", head)
+    assert after.sections == sections(host, "absent")
+    assert after.expired == {section: {"policy": "mine", "at": after.expired[section]["at"], **AWHILE}}
+    assert after.why.get(section, {}).get("why") != "a while"
+    assert after.expires is None
+
+
+AWHILE = {"why": "a while", "doc": "https://e.org", "expires": "2100-01-01"}
+
+
+def test_tops_and_dated_lines_beside_them_end_each_at_its_time(host: Host) -> None:
+    host.policy(
+        "mine",
+        'why = "a while"\ndoc = "https://e.org"\nexpires = 2100-01-01\nresources = "top"\n'
+        'intents = [{ name = "packages", why = "set up", expires = 2090-01-01 }]\n'
+        '[capabilities]\nadd = [{ names = ["SETFCAP"], why = "set up", expires = 2080-01-01 }]\n',
+    )
+    told = {}
+    for year in (2079, 2081, 2091, 2101):
+        now = datetime(year, 1, 1, tzinfo=UTC).timestamp()
+        resolved = cold.resolve("mine", host.config(), now=now)
+        told[year] = (set(resolved.sections), resolved.sections["capabilities"].get("grant", []), resolved.expires)
+    assert "SETFCAP" in told[2079][1] and "SETFCAP" not in told[2081][1] and "CHOWN" in told[2081][1]
+    assert told[2079][0] == told[2081][0] == {"resources", "capabilities", "paths"}
+    assert told[2091][0] == {"resources", "capabilities"} and told[2091][1] == []
+    assert told[2101][0] == {"capabilities"}
+    ends = [int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (2080, 2090, 2100)]
+    assert [one[2] for one in told.values()] == [*ends, None]
+
+
+def test_an_end_of_a_whole_file_that_ends_nothing_is_a_fault(host: Host) -> None:
+    host.policy("mine", 'base = "agent"\nexpires = 2100-01-01\n[resources]\npids = 7\n')
+    with pytest.raises(Invalid, match=r'mine.toml:5 expires: asked 2100-01-01, ceiling a section that is "top"'):
+        cold.resolve("mine", host.config())
 
 
 def test_the_digest_is_of_what_is_held_not_of_how_it_is_written(host: Host) -> None:

@@ -485,6 +485,21 @@ def test_compiled_anew_when_a_join_expires(host: Host, monkeypatch: pytest.Monke
     assert "grant" not in host.load("mine").sections["capabilities"]
 
 
+def test_compiled_anew_when_a_top_expires(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a policy and in the limit that it was held to: a container of the next second is not under it."""
+    said = 'base = "dev"\nwhy = "a while"\ndoc = "https://e.org"\nresources = "top"\nexpires = 2100-01-01\n'
+    host.configure('limit = "ceiling"\n')
+    host.policy("ceiling", said)
+    host.policy("mine", said)
+    host.policy("follows", 'base = "dev"\n[resources]\npids = 9999\n')
+    assert host.load("mine").sections["resources"] == "top"
+    assert host.load("follows").expires == host.load("mine").expires == 4102444800
+    monkeypatch.setattr(time, "time", lambda: 4102444800.0)
+    assert host.load("mine").sections["resources"] == {"pids": 4096}
+    with pytest.raises(Refused, match="follows: resources"):
+        host.load("follows")
+
+
 def test_a_file_of_the_host_cannot_take_a_built_in_name(host: Host) -> None:
     host.policy("agent", 'base = "dev"\n')
     with pytest.raises(Refused, match="another policy agent"):

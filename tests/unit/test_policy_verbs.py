@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from shim import policy
+from shim import policy, product
 from shim.cold import compile as cold
 from shim.cold.policies import main, table
 from shim.cold.policy_table import ORDER, ROWS
+from shim.dim import paths
 from shim.errors import Invalid, Refused
+from shim.kernel import Facts
 from tests.unit.policy_host import Host, make_host
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -108,13 +110,51 @@ def test_check_says_expired_and_reserved_joins(host: Host, capsys: pytest.Captur
     path = host.policy(
         "mine",
         'base = "locked"\nintents = [\n  { name = "packages", why = "last year", expires = 2020-01-01 },\n'
-        '  { name = "outbound", to = ["tcp:example.com:443"], why = "asks an API" },\n]\n',
+        '  { name = "user-namespaces", doc = "https://e.org", why = "a browser" },\n]\n',
     )
     for what in ("mine", str(path)):
         code, out = run(host, capsys, "check", what)
         assert code == 0
         assert "intents.packages: expired, left out: last year (mine.toml:6" in out
-        assert "intents.outbound: recorded; the engine's network is not filtered yet" in out
+        assert "intents.user-namespaces: recorded; grants nothing yet: a browser" in out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        'intents = [{ name = "user-namespaces", why = "browsers", doc = "https://e.org" }]\n',
+        'why = "a while"\ndoc = "https://e.org"\nexpires = 2020-01-01\nmounts = "top"\n',
+    ],
+    ids=["nothing", "an intent that grants nothing", "all of it expired"],
+)
+def test_check_a_policy_that_grants_nothing(host: Host, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    path = host.policy("mine", text)
+    for what in (["mine"], [str(path)], []):
+        code, out = run(host, capsys, "check", *what)
+        assert code == 1
+        assert "mine: sections: asked none that grants anything, ceiling one at least: under it every container" in out
+    ceiling = product.from_policy(host.load("mine").sections)
+    spec = {"process": {"args": ["x"], "cwd": "/", "user": {"uid": 1, "gid": 1}}, "root": {"path": "r"}, "linux": {}}
+    asked = {**product.BOTTOM, "paths": paths.from_spec(spec, Facts())}
+    assert product.refusals(asked, product.meet(asked, ceiling))  # even of a container that asks for nothing
+
+
+def test_check_a_file_that_could_never_be_installed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    path = host.etc / "dev.toml"
+    path.write_text('schema = 1\nname = "dev"\nabout = "a draft"\nbase = "agent"\n')
+    code, out = run(host, capsys, "check", str(path))
+    assert code == 1
+    assert "asked another policy dev, ceiling the built-in one" in out
+    assert run(host, capsys, "check", f"{policy.PACKAGE}/policies/dev.toml") == (0, "all is well\n")
+
+
+def test_show_says_what_has_expired(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    host.policy("mine", 'why = "a while"\ndoc = "https://e.org"\nexpires = 2020-01-01\nmounts = "top"\n')
+    _, out = run(host, capsys, "show", "mine")
+    section = out.partition("[mounts]")[2].partition("\n[")[0]
+    assert "bottom: nothing" in section
+    assert "mounts: a while (mine.toml:7, until 2020-01-01, https://e.org) (EXPIRED)" in section
 
 
 def test_check_a_file_of_anyone(host: Host, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -71,6 +71,13 @@ def test_the_interpreter_agrees_with_a_slow_one(name: str, optimize: int) -> Non
                 assert simulate.answer(program, outcomes[number], words) == expected
 
 
+def test_what_the_kernel_cuts_is_asked_again_where_registers_hold_64_bits() -> None:
+    socket, mmap, x32 = 41, 9, 0x40000000
+    assert simulate._wide(X86_64, socket) == simulate._wide(X86_64, x32 + socket) == frozenset()
+    assert simulate._wide(X86_64, mmap) == simulate._wide(X86_64, x32 + mmap) == frozenset((0, 1, 5))
+    assert simulate._wide(libseccomp.TOKENS[inputs.X86], 359) == frozenset(range(6))
+
+
 def test_an_instruction_of_no_filter_is_refused() -> None:
     with pytest.raises(Bug):
         bpf.decode(struct.pack("=HBBI", 0x87, 0, 0, 0))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shim import wire
+from shim.cold import lint_seccomp, seccomp_source
 from shim.dim import seccomp
 from shim.errors import Invalid, ShimError
 from shim.kernel import Facts
@@ -114,3 +119,69 @@ def test_the_most_rules_that_are_let_in_are_met_in_bounded_time() -> None:
     except ShimError:
         pass
     assert time.monotonic() - started < 30
+
+
+# What the three doors say alike: the file or the key of the spec, then the place in the profile.
+SAID: dict[str, tuple[Any, str]] = {
+    "unknown action": (with_rule({**READ, "action": "SCMP_ACT_MAYBE"}), ".syscalls[1].action: asked SCMP_ACT_MAYBE"),
+    "unknown default": ({"defaultAction": "PASS"}, ".defaultAction: asked PASS"),
+    "unknown operator": (with_arg(op="SCMP_CMP_LIKE"), ".syscalls[1].args[0].op: asked SCMP_CMP_LIKE"),
+    "unknown architecture": (
+        {**with_rule(READ), "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_VAX"]},
+        ".architectures[1]: asked SCMP_ARCH_VAX",
+    ),
+    "index above 5": (with_arg(index=6), ".syscalls[1].args[0].index: asked 6"),
+    "a value below zero": (with_arg(value=-1), ".syscalls[1].args[0].value: asked -1"),
+    "10^5 rules": (
+        {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [READ] * 100_000},
+        ".syscalls[4096]: asked 100000 rules",
+    ),
+    "10^5 names": (with_rule({**READ, "names": ["read"] * 100_000}), ".syscalls[1].names: asked 100001 names so far"),
+}
+
+
+def of_a_spec(data: str, path: Path) -> None:
+    spec: Any = wire.loads(f'{{"linux": {{"seccomp": {data}}}}}'.encode(), "bundle", str(path))
+    seccomp.from_spec(spec, Facts())
+
+
+def of_a_policy(data: str, path: Path) -> None:
+    path.write_text(data)
+    seccomp_source.expand({"file": path.name}, str(path.parent))
+
+
+def of_lint(data: str, path: Path) -> None:
+    path.write_text(data)
+    lint_seccomp.lint(str(path))
+
+
+DOORS: dict[Callable[[str, Path], None], str] = {of_a_spec: "linux.seccomp", of_a_policy: "", of_lint: ""}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", SAID)
+def test_each_door_names_the_rule(name: str, door: Callable[[str, Path], None], tmp_path: Path) -> None:
+    tree, said = SAID[name]
+    path = tmp_path / "p.json"
+    with pytest.raises(Invalid) as caught:
+        door(json.dumps(tree), path)
+    assert f"seccomp: {DOORS[door] or path}{said}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("key", ["value", "valueTwo"])
+def test_a_value_of_65_bits_is_named(key: str, door: Callable[[str, Path], None], tmp_path: Path) -> None:
+    """The reader of JSON refuses it, for whatever key: it says the number and the file."""
+    path = tmp_path / "p.json"
+    with pytest.raises(Invalid) as caught:
+        door(json.dumps(with_arg(**{key: 2**64})), path)
+    assert f"{path}: asked the number {2**64}, " in str(caught.value)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("text", ["", "{", "seccomp", '{"a": 1, "a": 2}', "[" * 100_000])
+def test_what_is_no_json_names_the_file(text: str, door: Callable[[str, Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    with pytest.raises(Invalid) as caught:
+        door(text, path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400

@@ -1,0 +1,181 @@
+"""The chains of the lock and their rules, in order. The rules for IPv4 and IPv6 are made by the same functions.
+
+Belongs here: which packet is accepted, refused and counted, and why in this order. Next door: `lock` makes the sets and
+the transaction; `nft` the expressions. Words are expressions, a rule is words one behind the other.
+
+A flow has an original direction and a reply direction; conntrack tells which. Outbound flows are looked up by the far
+address and port, inbound flows by our port, in both directions alike, as they lie in the packet at these hooks: behind
+a DNAT on the way out, before it is taken back on the way in. For ICMP errors conntrack says whose flow they are about.
+"""
+
+from __future__ import annotations
+
+from sys import byteorder
+
+from hooks import nft
+from hooks.nft import NETWORK, ORIGINAL, REPLY, TRANSPORT, compared, ct, lookup, masked, meta, payload, update
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Rules = dict[str, list[bytes]]  # chain -> its rules
+
+GRANTS = ("leased", "hosts", "outbound")  # sets: until a time, one address and port each, ranges
+
+# Not grantable, also not by "any": the first bytes of an address, and a mask where the prefix ends within a byte.
+HARD4 = (
+    (b"\xa9\xfe", b""),  # 169.254.0.0/16: link-local, with the metadata of most clouds
+    (b"\x64\x64\x64\xc8", b""),  # 100.100.100.200: the metadata of Alibaba's
+    (b"\x00", b""),  # 0.0.0.0/8: this host
+    (b"\xe0\0\0\0", b"\xe0\0\0\0"),  # 224.0.0.0/3: multicast, reserved, broadcast
+)
+HARD6 = (
+    (b"\xfe\x80" + bytes(14), b"\xff\xc0" + bytes(14)),  # fe80::/10: link-local
+    (b"\xff", b""),  # ff00::/8: multicast
+    (b"\xfd\x00\x0e\xc2" + bytes(10) + b"\x02\x54", b""),  # fd00:ec2::254: the metadata of AWS
+    (b"\x00\x64\xff\x9b" + bytes(8) + b"\xa9\xfe", b""),  # 64:ff9b::a9fe:0/112: 169.254.0.0/16 through NAT64
+)
+
+
+def _native(value: int) -> bytes:
+    return value.to_bytes(4, byteorder)
+
+
+def _state(bits: int) -> bytes:
+    return ct(nft.STATE) + masked(_native(bits)) + compared(_native(0), nft.UNEQUAL)
+
+
+ACCEPT, DROP = nft.verdict(nft.ACCEPT), nft.verdict(nft.DROP)
+TCP, UDP = (meta(nft.L4PROTO) + compared(bytes((number,))) for number in (6, 17))
+RESET = payload(TRANSPORT, 13, 1) + masked(b"\4") + compared(b"\4")
+OUT_LO, IN_LO = (meta(key) + compared(_native(1)) for key in (nft.OIF, nft.IIF))
+INVALID, RELATED = _state(nft.INVALID), _state(nft.RELATED)
+FIRST_WAY, WAY_BACK = (ct(nft.DIRECTION) + compared(bytes((side,))) for side in (ORIGINAL, REPLY))
+_L4 = meta(nft.L4PROTO)
+_FLOW = ct(nft.PROTOCOL, 1)
+OUR_PORT = ct(nft.PROTO_SRC, 9, REPLY)
+
+
+class Family:
+    """One address family: the suffix of its sets and chains, and the words that depend on it.
+
+    `here`: the packet is of this family; `to`, `of`: load the key protocol . far address . far port of a packet that
+    goes out, or comes in; `about`: of the outbound flow that an ICMP error is about; `caller`: protocol . far address .
+    our port of a packet that comes in; `error`, `ping`, `pong`: kinds of ICMP; `hard`: the hard deny, without verdicts.
+    """
+
+    __slots__ = ("suffix", "here", "to", "of", "about", "caller", "error", "ping", "pong", "hard")
+
+    def __init__(self, suffix: str, number: int, offsets: tuple[int, int], width: int, kinds: tuple[int, ...]) -> None:
+        source, destination = offsets
+        port = nft.NEXT_REGISTER + width // 4
+        icmp, ping, pong = kinds
+        address_key = nft.SRC_IP6 if suffix else nft.SRC_IP
+        self.suffix = suffix
+        self.here = meta(nft.NFPROTO) + compared(bytes((number,)))
+        far, near = payload(NETWORK, destination, width, 9), payload(NETWORK, source, width, 9)
+        self.to = self.here + _L4 + far + payload(TRANSPORT, 2, 2, port)
+        self.of = self.here + _L4 + near + payload(TRANSPORT, 0, 2, port)
+        self.caller = self.here + _L4 + near + payload(TRANSPORT, 2, 2, port)
+        self.about = _FLOW + ct(address_key, 9, REPLY) + ct(nft.PROTO_SRC, port, REPLY)
+        self.error = _L4 + compared(bytes((icmp,)))
+        kind = self.here + self.error + payload(TRANSPORT, 0, 1)
+        self.ping, self.pong = kind + compared(bytes((ping,))), kind + compared(bytes((pong,)))
+        self.hard = [self.here + _prefix(destination, *one) for one in (HARD6 if suffix else HARD4)]
+
+
+def _prefix(offset: int, value: bytes, mask: bytes) -> bytes:
+    return payload(NETWORK, offset, len(value)) + (masked(mask) if mask else b"") + compared(value)
+
+
+def family4() -> Family:
+    """IPv4: source at 12, destination at 16; ICMP is 1, echo request 8, reply 0."""
+    return Family("", 2, (12, 16), 4, (1, 8, 0))
+
+
+def family6() -> Family:
+    """IPv6: source at 8, destination at 24; ICMPv6 is 58, echo request 128, reply 129."""
+    return Family("6", 10, (8, 24), 16, (58, 128, 129))
+
+
+def rules(six: bool, dns: bool, icmp: bool) -> Rules:
+    """Every chain with its rules. `six`: IPv6 is open as far as granted, else shut; `dns`: the engine's resolver on lo
+    may be asked; `icmp`: echo in and out.
+    """
+    v4 = family4()
+    chains: Rules = {"deny": _deny(v4), "output": [], "input": [], "forward": []}
+    chains["output"] = [*_resolver(v4, dns), OUT_LO + ACCEPT, INVALID + DROP]
+    chains["input"] = [IN_LO + ACCEPT, INVALID + DROP]
+    if six:
+        _open6(chains, icmp)
+    else:
+        _shut6(chains)
+    redirect = v4.here + v4.error + payload(TRANSPORT, 0, 1) + compared(b"\5")
+    chains["output"] += _output(v4, icmp)
+    chains["input"] += [redirect + DROP, *_input(v4, icmp)]
+    return chains
+
+
+def _resolver(v4: Family, dns: bool) -> list[bytes]:
+    """127.0.0.11 before lo is accepted: Docker's resolver answers there, and forwards from the host's network: a tunnel
+    through any lock.
+    """
+    return (
+        [] if dns else [v4.here + payload(NETWORK, 16, 4) + compared(b"\x7f\0\0\x0b") + nft.verdict(nft.GOTO, "deny")]
+    )
+
+
+def _open6(chains: Rules, icmp: bool) -> None:
+    v6 = family6()
+    kind = v6.here + v6.error + payload(TRANSPORT, 0, 1)
+    # Router and neighbour solicitation and advertisement, without which no address is reached: 133 to 136.
+    discovery = kind + compared(b"\x85", nft.LEAST) + compared(b"\x88", nft.MOST) + ACCEPT
+    chains.update({"deny6": _deny(v6), "output6": [discovery, *_output(v6, icmp)]})
+    chains["input6"] = [discovery, *_input(v6, icmp)]
+    for name in ("output", "input"):
+        chains[name].append(v6.here + nft.verdict(nft.GOTO, name + "6"))
+
+
+def _shut6(chains: Rules) -> None:
+    here = meta(nft.NFPROTO) + compared(b"\x0a")
+    chains["shut6"] = [nft.counter(), TCP + nft.reject_reset(), nft.reject_prohibited()]
+    chains["output"].append(here + nft.verdict(nft.GOTO, "shut6"))
+    chains["input"].append(here + nft.counter() + DROP)
+
+
+def _output(family: Family, icmp: bool) -> list[bytes]:
+    suffix = family.suffix
+    deny = nft.verdict(nft.GOTO, "deny" + suffix)
+    count = family.to[len(family.here) :] + update("flows" + suffix) + ACCEPT
+    out = [hard + deny for hard in family.hard]
+    out += [
+        RELATED + TCP + RESET + ACCEPT,  # only the kernel's own: it answers what the input chain rejects
+        WAY_BACK + _L4 + payload(TRANSPORT, 0, 2, 9) + lookup("inbound") + ACCEPT,
+        WAY_BACK + RELATED + family.error + _FLOW + OUR_PORT + lookup("inbound") + ACCEPT,
+        *([WAY_BACK + family.pong + ACCEPT] if icmp else []),
+        *[family.to + lookup(name + suffix) + count for name in GRANTS],
+        *([family.ping + ACCEPT] if icmp else []),
+        deny,
+    ]
+    return out
+
+
+def _input(family: Family, icmp: bool) -> list[bytes]:
+    suffix = family.suffix
+    count = family.caller + update("refused" + suffix)
+    error = RELATED + family.error
+    return [
+        *[WAY_BACK + family.of + lookup(name + suffix) + ACCEPT for name in GRANTS],
+        *[WAY_BACK + error + family.about + lookup(name + suffix) + ACCEPT for name in GRANTS],
+        FIRST_WAY + _L4 + payload(TRANSPORT, 2, 2, 9) + lookup("inbound") + ACCEPT,
+        FIRST_WAY + error + _FLOW + OUR_PORT + lookup("inbound") + ACCEPT,
+        *([WAY_BACK + family.pong + ACCEPT, family.ping + ACCEPT] if icmp else []),
+        TCP + count,
+        TCP + nft.reject_reset(),
+        UDP + count,
+        DROP,
+    ]
+
+
+def _deny(family: Family) -> list[bytes]:
+    count = family.to + update("denied" + family.suffix)
+    return [TCP + count, TCP + nft.reject_reset(), UDP + count, nft.reject_prohibited()]

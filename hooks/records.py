@@ -1,0 +1,194 @@
+"""What a lock counted, and its leases: read and changed from outside, by whoever is root on the host. Cold.
+
+Belongs here: the sets of `lock` as rows, and elements with a timeout. Next door: `lock` made the sets; `netlink` asks.
+
+A row is (protocol, address, port, packets, bytes). Of @flows and @denied address and port are the far ones, of @refused
+the far address and our port. Packets are counted at the output and input hook: bytes are IP packets, headers included,
+Ethernet excluded; a large TCP segment that the card or the far end of a veth cuts up counts as the one packet that it
+is here. @flows counts what goes out, not the answers. A row records a verdict, not a completed connection.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from hooks import nft
+from hooks.chains import HARD4, HARD6
+from hooks.grants import KEYS, LAST_PORT, NAMES, PROTOCOLS, address_of
+from hooks.lock import LEASES, TABLE
+from hooks.netlink import NETFILTER, Socket
+from shim.errors import HostError, Invalid, Refused, ShimError, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Row = tuple[str, str, int, int, int]  # protocol, address, port, packets, bytes
+    Lease = tuple[str, str, int, int, int]  # protocol, address, port, timeout ms, expires ms
+    Records = dict[str, list[Row]]
+
+COUNTED = ("flows", "denied", "refused")
+LONGEST = 366 * 24 * 3600 * 1000  # ms
+_CLONE_NEWNET = 0x40000000
+
+
+def read(namespace: str) -> Records:
+    """The rows of flows, denied and refused, sorted, of the network namespace at this path (/proc/PID/ns/net, or where
+    one is pinned). HostError where there is no lock in it.
+    """
+    with opened(namespace) as kernel:
+        found = {name: _both(kernel, name, namespace) for name in COUNTED}
+    return {
+        name: sorted((*_told(key), packets, octets) for key, _, _, _, packets, octets in every)
+        for name, every in found.items()
+    }
+
+
+def leases(namespace: str) -> list[Lease]:
+    """The leases that have not ended, sorted."""
+    with opened(namespace) as kernel:
+        every = _both(kernel, "leased", namespace)
+    return sorted((*_told(key), timeout, expires) for key, _, timeout, expires, _, _ in every)
+
+
+def lease_add(namespace: str, protocol: str, address: str, port: int, milliseconds: int) -> None:
+    """Grant one address and port for so long, or for so long from now on where it is leased already.
+
+    Refused on an address that is not grantable, and on IPv6 where the lock has it shut; HostError where there is no
+    lock, or no place for one more lease.
+    """
+    key = _key(protocol, address, port)
+    if not 0 < milliseconds <= LONGEST:
+        raise Invalid("network", "lease", f"{milliseconds} ms", f"1 to {LONGEST} ms", "ask for another time")
+    if _hard(address_of(address)):
+        raise Refused("network", "lease", address, "no link-local, multicast or metadata address", "ask for another")
+    name = _leased(key)
+    fresh = nft.lease(TABLE, name, key, milliseconds)
+    with opened(namespace) as kernel:
+        for batch in ((fresh,), (nft.release(TABLE, name, key), fresh), (fresh,)):
+            try:
+                kernel.ask(nft.batch(batch), 1)
+                return
+            except FileExistsError:
+                continue  # leased already: its end and its new begin in one transaction
+            except FileNotFoundError as error:
+                if len(batch) == 1:
+                    raise _absent(namespace, name) from error
+                continue  # it ended just now
+            except OSError as error:
+                raise _not_leased(error, address, port) from error
+    raise HostError("network", "lease", f"{address}:{port}", "a lease", "it changes all the time: try again")
+
+
+def lease_del(namespace: str, protocol: str, address: str, port: int) -> bool:
+    """End a lease at once; whether there was one."""
+    key = _key(protocol, address, port)
+    with opened(namespace) as kernel:
+        try:
+            kernel.ask(nft.batch([nft.release(TABLE, _leased(key), key)]), 1)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _not_leased(error, address, port) from error
+    return True
+
+
+def opened(namespace: str) -> Socket:
+    """A netfilter socket in another network namespace; HostError where that cannot be entered.
+
+    A forked child enters, opens the socket and passes it back: a socket stays in the namespace it was made in. The
+    caller never leaves its own, so there is no way back that could fail, and no thread or later file of it that is in
+    the wrong network.
+    """
+    import socket  # 4 ms, as is ctypes: nobody waits for a container here
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        child = posix.fork()
+        if child == 0:
+            posix._exit(_passed(namespace, theirs))
+        theirs.close()
+        data, descriptors, _, _ = socket.recv_fds(ours, 16, 1)
+        posix.waitpid(child, 0)
+    if not descriptors:
+        error = OSError(int(data or b"5"), "")
+        raise HostError("network", "namespace", namespace, "one that can be entered", reason(error)) from error
+    return Socket(NETFILTER, descriptors[0])
+
+
+def _passed(namespace: str, theirs: object) -> int:
+    """In the child: the exit code. What went wrong is sent as the number of the error."""
+    import socket
+
+    assert isinstance(theirs, socket.socket)
+    try:
+        descriptor = posix.open(namespace, posix.O_RDONLY | posix.O_CLOEXEC)
+        _setns(descriptor)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER) as made:
+            socket.send_fds(theirs, [b"0"], [made.fileno()])
+        return 0
+    except OSError as error:
+        theirs.send(str(error.errno or 5).encode())
+        return 1
+    except BaseException:
+        return 1  # never up into the caller's code, in a copy of the caller
+
+
+def _setns(descriptor: int) -> None:
+    """os.setns is there from Python 3.12 on only."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def _both(kernel: Socket, name: str, namespace: str) -> list[nft.Element]:
+    """The elements of both address families; there is no set for IPv6 where that is shut."""
+    found: list[nft.Element] = []
+    for suffix in ("", "6"):
+        try:
+            found += nft.elements(kernel.dump(nft.list_elements(TABLE, name + suffix)))
+        except FileNotFoundError as error:
+            if not suffix:
+                raise _absent(namespace, name) from error
+        except OSError as error:
+            raise HostError("network", name, "its rows", "a set that can be read", reason(error)) from error
+    return found
+
+
+def _told(key: bytes) -> tuple[str, str, int]:
+    from _socket import inet_ntop
+
+    layout = KEYS[len(key) - 8]
+    protocol, address, port = layout.unpack(key)
+    return NAMES.get(protocol, str(protocol)), inet_ntop(2 if len(address) == 4 else 10, address), port
+
+
+def _key(protocol: str, address: str, port: int) -> bytes:
+    packed = address_of(address)
+    if protocol not in PROTOCOLS or not 0 < port <= LAST_PORT:
+        raise Invalid("network", "lease", f"{protocol}:{address}:{port}", "tcp or udp, port 1 to 65535", "correct it")
+    return KEYS[len(packed)].pack(PROTOCOLS[protocol], packed, port)
+
+
+def _leased(key: bytes) -> str:
+    return "leased6" if len(key) > 12 else "leased"
+
+
+def _hard(address: bytes) -> bool:
+    """Whether the rules of the hard deny match, as they do it."""
+    for value, mask in HARD6 if len(address) == 16 else HARD4:
+        bits = mask or b"\xff" * len(value)
+        if bytes(a & b for a, b in zip(address, bits, strict=False)) == value:
+            return True
+    return False
+
+
+def _absent(namespace: str, name: str) -> ShimError:
+    if name.endswith("6"):
+        return Refused("network", "lease", "an IPv6 address", "IPv4", "this lock has IPv6 shut: grant some in policy")
+    return HostError("network", "namespace", namespace, "one with our table in it", "this network is not confined")
+
+
+def _not_leased(error: OSError, address: str, port: int) -> HostError:
+    full = f"{LEASES} leases are there" if error.errno == 23 else reason(error)  # ENFILE
+    return HostError("network", "lease", f"{address}:{port}", "a lease more", full)

@@ -1,0 +1,252 @@
+"""`agentshim flows|denied|why|lease`: what a container's network let through, what it did not, why, and for how long.
+
+Everything is read out of the kernel's sets in the container's network namespace: no process of ours watches.
+Next door: `hooks.records` reads and writes the sets, `verbs.lock` decided what is in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import socket
+import time
+from typing import Any
+
+from hooks import records
+from shim import policy, state
+from shim.cold import audit, compile, network_source
+from shim.cold.explain import find
+from shim.dim import network
+from shim.errors import HostError, Invalid, Refused
+
+FOLLOW = 1.0  # seconds between two looks
+UNITS = {"s": 1, "m": 60, "h": 3600}
+MOST_SECONDS = 24 * 3600
+
+
+def main(verb: str, words: list[str]) -> int:
+    """Runs one of the verbs; its exit code. Raises ShimError."""
+    return {"flows": _flows, "denied": _denied, "why": _why, "lease": _lease}[verb](words)
+
+
+def _flows(words: list[str]) -> int:
+    return _listed("flows", "what the container reached", ("flows",), words)
+
+
+def _denied(words: list[str]) -> int:
+    return _listed("denied", "what was rejected, out and in", ("denied", "refused"), words)
+
+
+def _listed(verb: str, about: str, kinds: tuple[str, ...], words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog=f"agentshim {verb}", description=about)
+    parser.add_argument("container", metavar="CONTAINER", help="an id, a unique prefix, or an engine's name")
+    parser.add_argument("--json", action="store_true", help="one line of JSON a row, in ECS names")
+    parser.add_argument("--follow", action="store_true", help="go on, and show what is new or has grown")
+    options = parser.parse_args(words)
+    record = _locked(find(options.container))
+    shown: dict[tuple[str, str, str, int], tuple[int, int]] = {}
+    while True:
+        for kind in kinds:
+            for row in records.read(_namespace(record))[kind]:
+                if shown.get((kind, *row[:3])) != row[3:]:
+                    shown[kind, *row[:3]] = row[3:]
+                    print(json.dumps(_ecs(record, kind, row)) if options.json else _line(kind, row), flush=True)
+        if not options.follow:
+            return 0
+        time.sleep(FOLLOW)
+
+
+def _line(kind: str, row: Any) -> str:
+    protocol, address, port, packets, size = row
+    peer = f"{protocol} from {address} to port {port}" if kind == "refused" else f"{protocol} to {address}:{port}"
+    return f"{'allowed' if kind == 'flows' else 'rejected'} {peer}: {packets} packets, {size} bytes"
+
+
+def _ecs(record: dict[str, Any], kind: str, row: Any) -> dict[str, Any]:
+    """A row in the names of the Elastic Common Schema 8."""
+    protocol, address, port, packets, size = row
+    end = {"source.ip": address} if kind == "refused" else {"destination.ip": address}
+    return {
+        "@timestamp": audit.now(),
+        "event.kind": "event",
+        "event.category": ["network"],
+        "event.action": "network_flow" if kind == "flows" else "network_denied",
+        "event.outcome": "success" if kind == "flows" else "failure",
+        "network.direction": "ingress" if kind == "refused" else "egress",
+        "network.transport": protocol,
+        **end,
+        "destination.port": port,
+        "network.packets": packets,
+        "network.bytes": size,
+        "container.id": record["id"],
+        "rule.ruleset": record["policy"],
+        "agentshim.digest": record["digest"],
+    }
+
+
+def _why(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="agentshim why", description="whether a peer may be reached, and by which rule"
+    )
+    parser.add_argument("container", metavar="CONTAINER", help="an id, a unique prefix, or an engine's name")
+    parser.add_argument("peer", metavar="[PROTO:]HOST:PORT", help="tcp where no protocol is given")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_args(words)
+    record = find(options.container)
+    protocol, host, port = _peer(options.peer)
+    answers = [_answer(record, protocol, address, port) for address in _addresses(host)]
+    for answer in answers:
+        print(json.dumps(answer) if options.json else "{peer}: {verdict}: {rule}{line}".format(**_padded(answer)))
+    return 0 if all(answer["verdict"] == "allowed" for answer in answers) else 1
+
+
+def _padded(answer: dict[str, str]) -> dict[str, str]:
+    return {**answer, "line": f"\n    to allow: {answer['allow']}" if answer["allow"] else ""}
+
+
+def _answer(record: dict[str, Any], protocol: str, address: str, port: int) -> dict[str, str]:
+    """Verdict, rule and the line that would allow it, for one address."""
+    section = record.get("network")
+    word = f"{protocol}:{f'[{address}]' if ':' in address else address}:{port}"
+    verdict, rule, allow = "rejected", "no grant names it", f'[network] outbound = ["{word}"]'
+    here = ipaddress.ip_address(address)
+    private = any(here in ipaddress.ip_network(block) for block in network_source.PRIVATE)
+    if private:
+        allow = f'[[network.add]] to = "{word}", with why and doc'
+    never = next((block for block in network_source.NEVER if here in ipaddress.ip_network(block)), "")
+    if section is None:
+        verdict, rule, allow = "allowed", "the network is not filtered", ""
+    elif never:
+        rule, allow = f"{never} is cut off under every policy", ""
+    elif here.is_loopback:
+        verdict, rule, allow = "allowed", "the container's own loopback", ""
+        if str(here) == "127.0.0.11" and not section["dns"]:
+            verdict, rule, allow = "rejected", "the engine's resolver is shut", '[network] dns = "engine"'
+    elif grant := _grant(section, protocol, here, port):
+        verdict, rule, allow = "allowed", f"policy {record['policy']} grants {grant}", ""
+    elif lease := _leased(record, protocol, address, port):
+        verdict, rule, allow = "allowed", f"leased for {lease / 1000:.0f} s more", ""
+    return {"peer": word, "verdict": verdict, "rule": rule, "allow": allow}
+
+
+def _grant(section: dict[str, Any], protocol: str, here: Any, port: int) -> str:
+    for kind, block, low, high in section["outbound"]:
+        if kind == protocol and low <= port <= high and here in ipaddress.ip_network(block):
+            return f"{kind}:{block}:{low}" + ("" if low == high else f"-{high}")
+    if section["dns"] and port == 53 and str(here) in section.get("resolvers", ()):
+        return "the engine's resolver"
+    return ""
+
+
+def _leased(record: dict[str, Any], protocol: str, address: str, port: int) -> int:
+    """Milliseconds that a lease has left, 0 without one."""
+    there = records.leases(_namespace(record))
+    return next((one[4] for one in there if one[:3] == (protocol, address, port)), 0)
+
+
+def _lease(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="agentshim lease", description="grants that the kernel ends")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    grant = verbs.add_parser("egress", help="let a container reach a peer for a while")
+    grant.add_argument("container", metavar="CONTAINER")
+    grant.add_argument("peer", metavar="PROTO:HOST:PORT")
+    grant.add_argument("--ttl", required=True, metavar="10m", help="how long: s, m or h; 24 h at most")
+    grant.add_argument("--why", required=True, metavar="TEXT", help="for the audit log")
+    revoke = verbs.add_parser("revoke", help="end one now")
+    revoke.add_argument("container", metavar="CONTAINER")
+    revoke.add_argument("peer", metavar="PROTO:HOST:PORT")
+    listing = verbs.add_parser("list", help="those that run")
+    listing.add_argument("container", metavar="CONTAINER", nargs="?")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_args(words)
+    return {"egress": _granted, "revoke": _revoked, "list": _leases}[options.verb](options)
+
+
+def _granted(options: argparse.Namespace) -> int:
+    record = _locked(find(options.container))
+    protocol, host, port = _peer(options.peer)
+    seconds = _seconds(options.ttl)
+    if len(options.why.strip()) < 3:
+        raise Invalid("lease", "--why", options.why, "a reason of 3 characters at least", "say what it is for")
+    for address in _addresses(host):
+        _bounded(protocol, address, port)
+        audit.write("lease_granted", record, peer=f"{protocol}:{address}:{port}", ttl=seconds, why=options.why)
+        records.lease_add(_namespace(record), protocol, address, port, seconds * 1000)
+        print(f"{record['id'][:12]} may reach {protocol}:{address}:{port} for {seconds} s")
+    return 0
+
+
+def _revoked(options: argparse.Namespace) -> int:
+    record = _locked(find(options.container))
+    protocol, host, port = _peer(options.peer)
+    there = {one[:3] for one in records.leases(_namespace(record))}
+    ended = [address for address in _addresses(host) if (protocol, address, port) in there]
+    for address in ended:
+        records.lease_del(_namespace(record), protocol, address, port)
+        audit.write("lease_revoked", record, peer=f"{protocol}:{address}:{port}")
+        print(f"{record['id'][:12]} may no longer reach {protocol}:{address}:{port}")
+    if not ended:
+        raise Invalid("lease", "PEER", options.peer, "a lease that runs", "see `agentshim lease list`")
+    return 0
+
+
+def _leases(options: argparse.Namespace) -> int:
+    every = [find(options.container)] if options.container else state.records()
+    for record in [one for one in every if one.get("network")]:
+        for protocol, address, port, timeout, left in records.leases(_namespace(record)):
+            row = {"container": record["id"], "peer": f"{protocol}:{address}:{port}", "ttl": timeout, "left": left}
+            text = f"{record['id'][:12]} {row['peer']}: {left / 1000:.0f} s of {timeout / 1000:.0f} s left"
+            print(json.dumps(row) if options.json else text)
+    return 0
+
+
+def _bounded(protocol: str, address: str, port: int) -> None:
+    """Refused unless the host limit lets a policy grant the peer, for the reason that was given here."""
+    word = f"{protocol}:{f'[{address}]' if ':' in address else address}:{port}"
+    section = network_source.expand({"mode": "confine", "outbound": [word]}, {word})
+    config = policy.config()
+    limit = network.from_policy(compile.form_of(compile.resolve(config.limit, config))["sections"]["network"])
+    if not network.leq(network.from_policy(section), limit):
+        todo = f"raise limit in config.toml above {config.limit}"
+        raise Refused("lease", "PEER", word, f"what the host limit {config.limit} allows", todo)
+
+
+def _locked(record: dict[str, Any]) -> dict[str, Any]:
+    if record.get("network") is None:
+        todo = 'start it under a policy with [network] mode = "confine"'
+        raise Invalid(network.NAME, "CONTAINER", f"{record['id']}, unfiltered", "one whose network is filtered", todo)
+    return record
+
+
+def _namespace(record: dict[str, Any]) -> str:
+    pid = state.init_of(record)
+    if not pid:
+        raise HostError(network.NAME, record["id"], "no process", "a running container", "start it first")
+    return f"/proc/{pid}/ns/net"
+
+
+def _peer(text: str) -> tuple[str, str, int]:
+    """(protocol, host, port) of "tcp:203.0.113.5:443", "[2001:db8::1]:53" or "example.com:443"."""
+    head, _, port = text.rpartition(":")
+    protocol, host = "tcp", head
+    if head.startswith(("tcp:", "udp:")):
+        protocol, host = head[:3], head[4:]
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise Invalid(network.NAME, "PEER", text, "[PROTO:]HOST:PORT", "write it like tcp:203.0.113.5:443")
+    return protocol, host.strip("[]"), int(port)
+
+
+def _addresses(host: str) -> list[str]:
+    """A host's addresses as this host resolves them, now."""
+    try:
+        return sorted({str(one[4][0]) for one in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
+    except OSError as error:
+        raise Invalid(network.NAME, "PEER", host, "an address, or a name that resolves", str(error)) from None
+
+
+def _seconds(text: str) -> int:
+    unit = UNITS.get(text[-1:], 0)
+    if not (unit and text[:-1].isascii() and text[:-1].isdigit() and 0 < int(text[:-1]) * unit <= MOST_SECONDS):
+        raise Invalid("lease", "--ttl", text, "1s to 24h", "write it like 90s, 10m or 2h")
+    return int(text[:-1]) * unit

@@ -1,0 +1,203 @@
+"""Network: who may be reached from inside, and who may reach in, whatever interfaces an engine brings.
+
+Order: ⊆ of the (protocol, address, port) that pass; an unfiltered network is above all that are filtered. A spec asks
+for an unfiltered one: engines know no filter. What is granted is not written into the spec: `verbs.create` hands it to
+the native hook, which locks the container's network namespace before its first instruction.
+Not grantable at all, so not in the order: link-local addresses (metadata services), multicast, "this network".
+"""
+
+from __future__ import annotations
+
+from shim.lattice import Decrease, Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shim.kernel import Facts
+    from shim.lattice import Section, Spec
+
+    Ports = tuple[tuple[int, int], ...]  # disjoint ranges with a gap between any two, ascending
+    Map = tuple[tuple[int, int, Ports], ...]  # addresses first..last and their ports: ascending, none could be one
+
+NAME = "network"
+KEYS = ()
+PROTOCOLS = ("tcp", "udp")
+WIDTHS = (32, 128)  # bits of an address, by IP version
+ROOMS = tuple((protocol, width) for width in WIDTHS for protocol in PROTOCOLS)
+EVERY: Ports = ((0, 65535),)
+SHOWN = 6  # blocks of addresses that one line names
+
+
+class Network(Value):
+    """`open`: unfiltered, and then all else is full; `outbound`: a Map for each of ROOMS; `inbound`: Ports for each of
+    PROTOCOLS; `dns`: the engine's resolver may be asked; `icmp`: echo, in and out.
+    """
+
+    __slots__ = ("open", "outbound", "inbound", "dns", "icmp")
+
+    def __init__(
+        self, open: bool, outbound: tuple[Map, ...], inbound: tuple[Ports, ...], dns: bool, icmp: bool
+    ) -> None:
+        self.open = open
+        self.outbound = outbound
+        self.inbound = inbound
+        self.dns = dns
+        self.icmp = icmp
+
+
+ANYWHERE: tuple[Map, ...] = tuple(((0, (1 << width) - 1, EVERY),) for _, width in ROOMS)
+TOP = Network(True, ANYWHERE, (EVERY, EVERY), True, True)
+BOTTOM = Network(False, ((),) * len(ROOMS), ((), ()), False, False)
+
+
+def leq(a: Network, b: Network) -> bool:
+    return meet(a, b) == a
+
+
+def meet(a: Network, b: Network) -> Network:
+    if a.open or b.open:
+        return b if a.open else a
+    outbound = tuple(_meet_maps(x, y) for x, y in zip(a.outbound, b.outbound))
+    inbound = tuple(_meet_ports(x, y) for x, y in zip(a.inbound, b.inbound))
+    return Network(False, outbound, inbound, a.dns and b.dns, a.icmp and b.icmp)
+
+
+def from_spec(spec: Spec, facts: Facts) -> Network:
+    return facts.network
+
+
+def from_policy(section: Section) -> Network:
+    """The section's `outbound`: (protocol, CIDR, first port, last port); `inbound`: "any" or (protocol, first
+    port, last port); `dns`, `icmp`. Mode "engine" filters nothing.
+    """
+    if section is None:
+        return BOTTOM
+    if section == "top" or section["mode"] == "engine":
+        return TOP
+    out, into = section.get("outbound", ()), section.get("inbound", ())
+    rooms: dict[tuple[str, int], list[tuple[int, int, int, int]]] = {room: [] for room in ROOMS}
+    for protocol, cidr, first, last in out:
+        width, low, high = block(cidr)
+        rooms[protocol, width].append((low, high, first, last))
+    outbound = tuple(_map(rooms[room]) for room in ROOMS)
+    inbound = [EVERY if into == "any" else _ports(r[1:] for r in into if r[0] == protocol) for protocol in PROTOCOLS]
+    return Network(False, outbound, tuple(inbound), section.get("dns", False), section.get("icmp", False))
+
+
+def apply_to_spec(spec: Spec, value: Network, facts: Facts) -> Spec:
+    """The spec as it is: `verbs.create` gives the value to the hook."""
+    return spec
+
+
+def explain(asked: Network, ceiling: Network, granted: Network) -> list[Decrease]:
+    out = []
+    if asked.outbound != granted.outbound:
+        why = "no peer may be reached but those that are named"
+        allow = '[network] outbound = ["tcp:ADDRESS:PORT"]'
+        out.append(Decrease("outbound", _peers(asked), _peers(granted), why, allow))
+    if asked.inbound != granted.inbound:
+        before, after = (_listening(value) for value in (asked, granted))
+        out.append(
+            Decrease("inbound", before, after, "no port is open but those named", '[network] inbound = ["tcp:PORT"]')
+        )
+    for name, line in (("dns", '[network] dns = "engine"'), ("icmp", "[network] icmp = true")):
+        if getattr(asked, name) and not getattr(granted, name):
+            why = "a resolver forwards what it is asked" if name == "dns" else "an echo carries what it is given"
+            out.append(Decrease(name, "open", "shut", why, line))
+    if asked.open and not granted.open and not out:
+        why = "what is neither TCP nor UDP, and what nobody may be granted"
+        out.append(Decrease("other", "open", "shut", why, '[network] mode = "engine"'))
+    return out
+
+
+def refusals(asked: Network, granted: Network) -> list[Exception]:
+    return []
+
+
+def block(cidr: str) -> tuple[int, int, int]:
+    """(bits, first, last address) of "203.0.113.0/24" or an IPv6 one, as `inet_pton` reads it."""
+    from _socket import AF_INET, AF_INET6, inet_pton
+
+    text, _, bits = cidr.partition("/")
+    packed = inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+    width = len(packed) * 8
+    size = 1 << width - int(bits or width)
+    first = int.from_bytes(packed, "big") & ~(size - 1)
+    return width, first, first + size - 1
+
+
+def _ports(ranges: Iterable[tuple[int, int]]) -> Ports:
+    out: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if out and first <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(out[-1][1], last))
+        else:
+            out.append((first, last))
+    return tuple(out)
+
+
+def _meet_ports(a: Ports, b: Ports) -> Ports:
+    return _ports((max(x[0], y[0]), min(x[1], y[1])) for x in a for y in b if x[0] <= y[1] and y[0] <= x[1])
+
+
+def _map(grants: list[tuple[int, int, int, int]]) -> Map:
+    """Grants (first, last address, first, last port) as one function from addresses to ports."""
+    cuts = sorted({point for low, high, _, _ in grants for point in (low, high + 1)})
+    pieces = [(cuts[i], cuts[i + 1] - 1) for i in range(len(cuts) - 1)]
+    return _merged(
+        (low, high, _ports((g[2], g[3]) for g in grants if g[0] <= low and high <= g[1])) for low, high in pieces
+    )
+
+
+def _meet_maps(a: Map, b: Map) -> Map:
+    return _merged(
+        (max(x[0], y[0]), min(x[1], y[1]), _meet_ports(x[2], y[2]))
+        for x in a
+        for y in b
+        if x[0] <= y[1] and y[0] <= x[1]
+    )
+
+
+def _merged(pieces: Iterable[tuple[int, int, Ports]]) -> Map:
+    out: list[tuple[int, int, Ports]] = []
+    for first, last, ports in pieces:
+        if out and out[-1][2] == ports and out[-1][1] + 1 == first:
+            out[-1] = (out[-1][0], last, ports)
+        elif ports:
+            out.append((first, last, ports))
+    return tuple(out)
+
+
+def words(value: Network) -> str:
+    """The value on one line, as `explain` shows it."""
+    if value.open:
+        return "unfiltered"
+    more = [name for name in ("dns", "icmp") if getattr(value, name)]
+    return "; ".join((f"outbound {_peers(value)}", f"inbound {_listening(value)}", *more))
+
+
+def _peers(value: Network) -> str:
+    if value.outbound == ANYWHERE:
+        return "anyone"
+    blocks = [
+        f"{protocol} {_address(first, width)}{'' if first == last else '-' + _address(last, width)}:{_spans(ports)}"
+        for (protocol, width), room in zip(ROOMS, value.outbound)
+        for first, last, ports in room
+    ]
+    return ", ".join(blocks[:SHOWN]) + (f" and {len(blocks) - SHOWN} more" if len(blocks) > SHOWN else "") or "nobody"
+
+
+def _listening(value: Network) -> str:
+    named = [f"{protocol} {_spans(ports)}" for protocol, ports in zip(PROTOCOLS, value.inbound) if ports]
+    return "every port" if value.inbound == (EVERY, EVERY) else ", ".join(named) or "no port"
+
+
+def _spans(ports: Ports) -> str:
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ports)
+
+
+def _address(number: int, width: int) -> str:
+    from _socket import AF_INET, AF_INET6, inet_ntop
+
+    return inet_ntop(AF_INET if width == WIDTHS[0] else AF_INET6, number.to_bytes(width // 8, "big"))

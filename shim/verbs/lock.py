@@ -1,0 +1,95 @@
+"""Which lock the container's network gets before its first instruction: one of its own, or that which is there already.
+
+A network namespace is locked once, by the first container in it that a policy filters. Who joins it later asks for what
+that lock lets through: it may be allowed less or more, but the lock is for all, so it is met with each of them, and a
+join that would need another lock is refused. Belongs here: the decision. Next door: `hooks.lock` has the steps,
+native/nethook.c takes them.
+"""
+
+from __future__ import annotations
+
+from binascii import a2b_base64
+
+from shim import kernel, state
+from shim.dim import namespaces, network
+from shim.errors import Refused
+from shim.lattice import Value
+from shim.verbs import gate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.kernel import Facts
+    from shim.lattice import Section, Spec
+    from shim.product import Product
+
+
+class Lock(Value):
+    """`plan`: the file for the hook, b'' where nothing is to be done; `section`: what the network is filtered by, None
+    for one that is not.
+    """
+
+    __slots__ = ("plan", "section")
+
+    def __init__(self, plan: bytes, section: Section) -> None:
+        self.plan = plan
+        self.section = section
+
+
+OPEN = Lock(b"", None)
+
+
+def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: str) -> Lock:
+    """The lock under a policy's network `section`; tells `facts` what passes already. Refused where a join would need
+    another one. `ceiling`: the policy's.
+    """
+    mine = ceiling[network.NAME]
+    there = _granted(spec, ceiling, facts)
+    members = _members(there) if there.startswith("at:") else []
+    if members:
+        return _joined(members, mine, facts)
+    if mine.open or mode == "audit":
+        return OPEN
+    if there == namespaces.HOST:
+        todo = 'take "network" out of [namespaces] host, or set [network] mode = "engine"'
+        raise Refused(network.NAME, "mode", "the host's own network", "one that can be filtered", todo)
+    if mode == "strict":
+        facts.network = mine  # a spec cannot say that it wants less: what is taken was not asked
+    strangers = kernel.inhabitants(there, "network") if there.startswith("at:") else []
+    if strangers:
+        todo = "start those in it under agentshim first, or give this container a network of its own"
+        asked = f"the network of process {strangers[0]}, which agentshim did not start"
+        raise Refused(network.NAME, "join", asked, "one that can be filtered for all in it", todo)
+    facts.locker = gate.program("agentshim-net")
+    kept = {key: value for key, value in section.items() if key != "plan"}
+    if section["dns"]:
+        from hooks import lock, plan  # the host's name servers may be others at each start
+
+        kept["resolvers"] = kernel.resolvers()
+        return Lock(plan.encode(lock.steps(kept)), kept)
+    return Lock(a2b_base64(section["plan"]), kept)
+
+
+def _granted(spec: Spec, ceiling: Product, facts: Facts) -> str:
+    """The network namespace that the container will get: 'new', 'at:device:inode', or 'host'."""
+    met = namespaces.meet(namespaces.from_spec(spec, facts), ceiling[namespaces.NAME])
+    return met.kinds[namespaces.KINDS.index("network")]
+
+
+def _members(namespace: str) -> list[dict[str, Any]]:
+    """The records of the containers that live in a network namespace."""
+    found = [(record, state.init_of(record)) for record in state.records()]
+    return [record for record, pid in found if pid and kernel.namespace_of(pid, "network") == namespace]
+
+
+def _joined(members: list[dict[str, Any]], mine: network.Network, facts: Facts) -> Lock:
+    """The lock of those who are there, if this policy allows all that it lets through."""
+    section = next((one["network"] for one in members if one.get("network")), None)
+    facts.network = network.from_policy(section or "top")
+    if network.leq(facts.network, mine):
+        return Lock(b"", section)
+    names = ", ".join(sorted({str(one["policy"]) for one in members}))
+    asked = f"the network of {members[0]['id']}, filtered by {names if section else 'nothing'}"
+    todo = "start it under a policy with the same [network], or give it a network of its own"
+    raise Refused(network.NAME, "join", asked, "a network that lets through no more than its own policy", todo)

@@ -1,0 +1,138 @@
+"""The lock as text for nft(8), written by hand from the contract: what `hooks.lock` makes must list the same.
+
+nft 1.0.6 can list, but not read, `ct reply proto-src` within a key. Those rules are left out of the text, and expected
+as listings: UNREADABLE tells them by the key, `related` says what they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+HARD = {
+    "": ["169.254.0.0/16", "100.100.100.200", "0.0.0.0/8", "224.0.0.0/3"],
+    "6": ["fe80::/10", "ff00::/8", "fd00:ec2::254", "64:ff9b::a9fe:0/112"],
+}
+GRANTS = ("leased", "hosts", "outbound")
+PROTO_SRC = {"ct": {"key": "proto-src", "dir": "reply"}}
+
+
+def unreadable(rule: Any) -> bool:
+    return "proto-src" in repr(rule)
+
+
+def text(elements: dict[str, list[str]], six: bool, dns: bool, icmp: bool, rows: int = 4096) -> str:
+    """`elements`: of hosts, outbound (and hosts6, outbound6) and inbound, as nft writes them."""
+    families = ["", "6"] if six else [""]
+    lines = ["table inet agentshim {"]
+    for f in families:
+        key = f"type inet_proto . ipv{f or 4}_addr . inet_service;"
+        lines.append(f"set outbound{f} {{ {key} flags interval; {_elements(elements.get('outbound' + f))} }}")
+        lines.append(f"set hosts{f} {{ {key} {_elements(elements.get('hosts' + f))} }}")
+        lines.append(f"set leased{f} {{ {key} flags timeout; size 1024; }}")
+        for name in ("flows", "denied", "refused"):
+            lines.append(f"set {name}{f} {{ {key} flags dynamic; size {rows}; counter; }}")
+    lines.append(
+        f"set inbound {{ type inet_proto . inet_service; flags interval; {_elements(elements.get('inbound'))} }}"
+    )
+    for name, rules in chains(six, dns, icmp).items():
+        lines += [f"chain {name} {{", *rules, "}"]
+    return "\n".join([*lines, "}"])
+
+
+def _elements(every: list[str] | None) -> str:
+    return f"elements = {{ {', '.join(every)} }}" if every else ""
+
+
+def chains(six: bool, dns: bool, icmp: bool) -> dict[str, list[str]]:
+    out = {"deny": _deny("")}
+    out["output"] = [
+        "type filter hook output priority filter; policy drop;",
+        *([] if dns else ["ip daddr 127.0.0.11 goto deny"]),
+        "oif 1 accept",
+        "ct state invalid drop",
+        "meta nfproto ipv6 goto output6" if six else "meta nfproto ipv6 goto shut6",
+        *_output("", icmp),
+    ]
+    out["input"] = [
+        "type filter hook input priority filter; policy drop;",
+        "iif 1 accept",
+        "ct state invalid drop",
+        "meta nfproto ipv6 goto input6" if six else "meta nfproto ipv6 counter drop",
+        "icmp type redirect drop",
+        *_input("", icmp),
+    ]
+    out["forward"] = ["type filter hook forward priority filter; policy drop;"]
+    if six:
+        out["deny6"] = _deny("6")
+        out["output6"] = ["icmpv6 type 133-136 accept", *_output("6", icmp)]
+        out["input6"] = ["icmpv6 type 133-136 accept", *_input("6", icmp)]
+    else:
+        out["shut6"] = ["counter", "meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
+    return dict(sorted(out.items(), key=lambda item: ("output" in item[0] or "input" in item[0], item[0])))
+
+
+def _output(f: str, icmp: bool) -> list[str]:
+    key = f"meta l4proto . ip{f} daddr . th dport"
+    count = f"update @flows{f} {{ {key} }} accept"
+    echo = "icmpv6" if f else "icmp"
+    return [
+        *(f"ip{f} daddr {net} goto deny{f}" for net in HARD[f]),
+        "ct state related meta l4proto tcp tcp flags & rst == rst accept",
+        "ct direction reply meta l4proto . th sport @inbound accept",
+        *([f"ct direction reply {echo} type echo-reply accept"] if icmp else []),
+        *(f"{key} @{name}{f} {count}" for name in GRANTS),
+        *([f"{echo} type echo-request accept"] if icmp else []),
+        f"goto deny{f}",
+    ]
+
+
+def _input(f: str, icmp: bool) -> list[str]:
+    answer = f"ct direction reply meta l4proto . ip{f} saddr . th sport"
+    count = f"update @refused{f} {{ meta l4proto . ip{f} saddr . th dport }}"
+    echo = "icmpv6" if f else "icmp"
+    return [
+        *(f"{answer} @{name}{f} accept" for name in GRANTS),
+        "ct direction original meta l4proto . th dport @inbound accept",
+        *([f"ct direction reply {echo} type echo-reply accept", f"{echo} type echo-request accept"] if icmp else []),
+        f"meta l4proto tcp {count}",
+        "meta l4proto tcp reject with tcp reset",
+        f"meta l4proto udp {count}",
+        "drop",
+    ]
+
+
+def _deny(f: str) -> list[str]:
+    count = f"update @denied{f} {{ meta l4proto . ip{f} daddr . th dport }}"
+    return [
+        f"meta l4proto tcp {count}",
+        "meta l4proto tcp reject with tcp reset",
+        f"meta l4proto udp {count}",
+        "reject with icmpx admin-prohibited",
+    ]
+
+
+def related(six: bool) -> list[tuple[str, list[Any]]]:
+    """(chain, expressions) of the rules for ICMP errors, which nft lists but does not read."""
+    out: list[tuple[str, list[Any]]] = []
+    for f in ["", "6"] if six else [""]:
+        far = {"ct": {"key": f"ip{f} saddr", "dir": "reply"}}
+        ours = [{"ct": {"key": "protocol"}}, PROTO_SRC]
+        out += [
+            ("output" + f, _error(f, "reply", ours, "@inbound")),
+            *(("input" + f, _error(f, "reply", [ours[0], far, ours[1]], f"@{name}{f}")) for name in GRANTS),
+            ("input" + f, _error(f, "original", ours, "@inbound")),
+        ]
+    return out
+
+
+def _error(f: str, direction: str, key: list[Any], name: str) -> list[Any]:
+    def match(left: Any, right: str, op: str = "==") -> Any:
+        return {"match": {"op": op, "left": left, "right": right}}
+
+    return [
+        match({"ct": {"key": "direction"}}, direction),
+        match({"ct": {"key": "state"}}, "related", "in"),
+        match({"meta": {"key": "l4proto"}}, "ipv6-icmp" if f else "icmp"),
+        match({"concat": key}, name),
+        {"accept": None},
+    ]

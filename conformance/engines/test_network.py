@@ -12,50 +12,25 @@ from contextlib import contextmanager
 
 import pytest
 
-from conformance import columns
+from conformance import lab
 from conformance.columns import COLUMNS, Column
 from conformance.engines import conftest, dockerd
 from conformance.engines.harness import BUSYBOX, DockerLike
 from conformance.engines.images import tool
+from conformance.lab import GRANTED, LAB, LEASED, OTHER
 from conformance.room import Result, Room, wait_for
 
 pytestmark = pytest.mark.engine
 
 RUNC = COLUMNS[0]
-LAB = Column("lab", "agentshim-lab")
-GRANTED, OTHER, LEASED = 8080, 8081, 8082
 REJECTED_WITHIN = 2.0  # seconds, of which a client of the engine takes most; a dropped SYN is tried for minutes
-POLICY = """schema = 1
-name = "lab"
-about = "a container whose network is filtered"
-base = "agent"
-
-[network]
-mode = "confine"
-inbound = ["tcp:8080"]
-[[network.add]]
-to = "tcp:10.0.0.0/8:8080"
-why = "the lab's own bridges"
-doc = "https://example.com/lab"
-"""
 SERVE = "cd /tmp; for p in 8080 8081 8082; do httpd -p $p; done; echo served > /tmp/page; sleep 1000"
-
-
-def furnish(room: Room) -> None:
-    """The policy, its name, and an executable of that name."""
-    policies = room.base / "config" / "policies"
-    policies.mkdir(exist_ok=True)
-    (policies / "lab.toml").write_text(POLICY)
-    link = room.base / "bin" / LAB.executable
-    if not link.is_symlink():
-        link.symlink_to(columns.launcher())
-    columns.configure(room, columns.CONFIG.replace("names = [", 'names = ["lab", '))
 
 
 @pytest.fixture(scope="module", params=["docker", "podman"])
 def engine(request: pytest.FixtureRequest, the_room: Room, archive: object) -> Iterator[DockerLike]:
     """An engine that knows the lab's runtime."""
-    furnish(the_room)
+    lab.furnish(the_room)
     if request.param == "podman":
         conftest.needs("podman", "conmon", "runc")
         yield request.getfixturevalue("podman")

@@ -74,7 +74,7 @@ class Admitter:
     def __call__(self, asked: Any, ceiling: Any, mask: int) -> None:
         if seccomp.instant(asked, ceiling) is not None:
             return
-        key = seccomp.pair_key(asked, ceiling, mask, self._delegate.identity)
+        key = seccomp.pair_key(asked, ceiling, mask, f"{self._delegate.identity}:{_library()}")
         granted = cache.load(PROVED, key)
         if granted is None:
             from shim.cold import prove  # compiles with libseccomp: once for a pair of profiles
@@ -85,6 +85,19 @@ class Admitter:
         if self._delegate.kind == "runc" and not hostpaths.exists(f"{PROVED}/{key}{SEEN}"):
             self.unseen = key
         seccomp.admit(asked, ceiling, granted)
+
+
+def _library() -> str:
+    """What libseccomp is now: an upgrade makes filters that nobody has proved. '' where a distribution keeps it
+    elsewhere, or the delegate brings its own along.
+    """
+    for place in (f"/lib/{posix.uname().machine}-linux-gnu", "/usr/lib64", "/usr/lib"):
+        try:
+            there = posix.stat(f"{place}/libseccomp.so.2")
+        except OSError:
+            continue
+        return f"{there.st_dev}:{there.st_ino}:{there.st_mtime_ns}:{there.st_size}"
+    return ""
 
 
 def _keep(key: str, granted: Any, proof: dict[str, Any]) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from shim.cold import seccomp_source
+from shim import policy
+from shim.cold import libseccomp, prove, seccomp_source
 from shim.dim import seccomp
 from shim.errors import HostError, Invalid
 from shim.kernel import Facts
 from shim.seccomp import cache, cubes, resolve
 from shim.seccomp.profile import Profile
+from shim.verbs import gate
 from tests.unit import seccomp_inputs as inputs
 from tests.unit.seccomp_inputs import NATIVE, profile, rule
 
@@ -129,6 +131,50 @@ def test_the_cache_key_knows_both_sides_capabilities_and_delegate() -> None:
         seccomp.pair_key(a, inputs.ours("web"), 0, "runc"),
     }
     assert len(keys) == 5
+
+
+class Runc:
+    """As much of a delegate as an Admitter asks of it."""
+
+    kind, identity = "runc", "runc:1"
+
+
+def proofs(monkeypatch: pytest.MonkeyPatch, directory: Path) -> list[str]:
+    """How each pair is proved from here on: nothing is compiled, and each proof leaves a word."""
+    done: list[str] = []
+
+    def granted(asked: Profile, ceiling: Profile) -> tuple[Profile, dict[str, Any]]:
+        done.append("proved")
+        return profile("ERRNO", rule("read", "ALLOW")), {}
+
+    monkeypatch.setattr(prove, "granted", granted)
+    monkeypatch.setattr(gate, "PROVED", str(directory / "seccomp"))
+    monkeypatch.setattr(policy, "VAR", str(directory))
+    return done
+
+
+def test_a_pair_is_proved_once_and_again_for_another_libseccomp(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = proofs(monkeypatch, tmp_path)
+    asked, ceiling = profile("ALLOW", rule("bpf", "ERRNO")), profile("ERRNO", rule("read write", "ALLOW"))
+    keys = []
+    for version in ("2.5.4", "2.5.4", "2.6.0"):
+        monkeypatch.setattr(gate, "_library", lambda version=version: version)
+        admit = gate.Admitter(Runc())  # type: ignore[arg-type]
+        try:
+            admit(asked, ceiling, 0)
+        finally:
+            seccomp._settled.clear()
+        keys.append(admit.unseen)
+    assert done == ["proved"] * 2 and keys[0] == keys[1] != keys[2]
+
+
+def test_the_library_that_is_looked_at_is_the_one_that_is_linked() -> None:
+    libseccomp.library()
+    maps = Path("/proc/self/maps").read_text()
+    (inode,) = {line.split()[4] for line in maps.splitlines() if "/libseccomp.so.2" in line}
+    assert gate._library().split(":")[1] == inode, "libseccomp is elsewhere here: its upgrades would go unseen"
 
 
 def test_rules_of_a_capability_count_where_it_is_granted() -> None:

@@ -1,0 +1,147 @@
+"""The lock of a filtered network, without an engine: what is in the kernel while the container's init still waits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import lab
+from conformance.columns import path_of
+from conformance.engines.images import tool
+from conformance.oci.bundles import spec
+from conformance.oci.cli import Runtime
+from conformance.oci.conftest import COUNTER, Maker
+from conformance.room import Room
+
+pytestmark = pytest.mark.oci
+
+
+@pytest.fixture
+def runtime(the_room: Room, delegate: str) -> Iterator[Runtime]:
+    """agentshim under the lab's policy, over each delegate."""
+    if not tool("nft"):
+        pytest.skip("SKIPPED LOUDLY: nft is not installed")
+    lab.furnish(the_room, delegate)
+    one = Runtime(the_room, path_of(lab.LAB, the_room), the_room.base / f"r{next(COUNTER)}")
+    yield one
+    one.clear()
+
+
+def config(runtime: Runtime, *words: str, **linux: Any) -> dict[str, Any]:
+    one = spec(*words, cgroup=f"{runtime.cgroup}/net-{next(COUNTER)}")
+    one["linux"].update(linux)
+    return one
+
+
+def tables(room: Room, place: str) -> list[str]:
+    """The nf_tables of a network namespace."""
+    told = room.run(["nsenter", f"--net={place}", tool("nft"), "list", "tables"])
+    assert told.code == 0, str(told)
+    return [line.split()[-1] for line in told.out.splitlines()]
+
+
+@contextmanager
+def namespace(room: Room) -> Iterator[str]:
+    """A network namespace of the test's own, by its path."""
+    name = f"{room.base.name}-{next(COUNTER)}"
+    assert room.run([tool("ip"), "netns", "add", name]).code == 0
+    try:
+        yield f"/run/netns/{name}"
+    finally:
+        room.run([tool("ip"), "netns", "delete", name])
+
+
+def test_the_lock_is_there_before_the_first_instruction(runtime: Runtime, bundle: Maker) -> None:
+    made = bundle(config(runtime, "cat", "/proc/net/dev"))
+    runtime.must("create", "--bundle", str(made.path), "c")
+    place = f"/proc/{runtime.state('c')['pid']}/ns/net"
+    assert tables(runtime.room, place) == ["agentshim"]
+    written = json.loads((made.path / "config.json").read_text())
+    assert written["hooks"]["createRuntime"][-1]["args"][0] == "agentshim-net"
+    assert not {"CAP_NET_ADMIN", "CAP_NET_RAW"} & set(written["process"]["capabilities"]["bounding"])
+    runtime.must("start", "c")
+
+
+def test_the_hosts_network_is_never_locked_nor_lent(runtime: Runtime, bundle: Maker) -> None:
+    asked = config(runtime, "true")
+    asked["linux"]["namespaces"] = [one for one in asked["linux"]["namespaces"] if one["type"] != "network"]
+    runtime.must("create", "--bundle", str(bundle(asked).path), "c")
+    assert tables(runtime.room, f"/proc/{runtime.state('c')['pid']}/ns/net") == ["agentshim"]
+    assert "agentshim" not in tables(runtime.room, "/proc/self/ns/net")
+
+
+def test_a_second_create_of_one_bundle_has_one_hook(runtime: Runtime, bundle: Maker) -> None:
+    made = bundle(config(runtime, "true"))
+    for name in ("a", "b"):
+        runtime.must("create", "--bundle", str(made.path), name)
+        hooks = json.loads((made.path / "config.json").read_text())["hooks"]["createRuntime"]
+        assert len(hooks) == 1
+        runtime.must("delete", "--force", name)
+
+
+def test_a_forged_plan_is_not_run(runtime: Runtime, bundle: Maker) -> None:
+    """A hook of ours by its shape, with a plan that somebody else wrote: ours takes its place."""
+    made = bundle(config(runtime, "true"))
+    runtime.must("create", "--bundle", str(made.path), "a")
+    honest = json.loads((made.path / "config.json").read_text())["hooks"]["createRuntime"][0]
+    runtime.must("delete", "--force", "a")
+    forged = made.path / "plan"
+    forged.write_bytes(b"not a plan")
+    asked = {
+        **config(runtime, "true"),
+        "hooks": {"createRuntime": [{**honest, "args": [honest["args"][0], str(forged)]}]},
+    }
+    other = bundle(asked)
+    runtime.must("create", "--bundle", str(other.path), "b")
+    hooks = json.loads((other.path / "config.json").read_text())["hooks"]["createRuntime"]
+    assert [hook["args"][1] for hook in hooks] != [str(forged)]
+    assert len(hooks) == 1
+
+
+def test_a_namespace_that_is_locked_already_is_not_opened(runtime: Runtime, bundle: Maker) -> None:
+    """By whom is not known: nothing starts, and the lock that is there stays."""
+    with namespace(runtime.room) as place:
+        runtime.room.run(["nsenter", f"--net={place}", tool("nft"), "add", "table", "inet", "agentshim"])
+        asked = config(runtime, "true")
+        asked["linux"]["namespaces"] = [
+            {"type": "network", "path": place} if one["type"] == "network" else one
+            for one in asked["linux"]["namespaces"]
+        ]
+        refused = runtime.call("create", "--bundle", str(bundle(asked).path), "c")
+        assert refused.code != 0  # runc 1, crun 255
+        assert runtime.call("state", "c").code != 0
+        assert tables(runtime.room, place) == ["agentshim"]
+
+
+def test_a_namespace_with_somebody_in_it_is_refused(runtime: Runtime, bundle: Maker) -> None:
+    with namespace(runtime.room) as place:
+        stranger = runtime.room.popen(["nsenter", f"--net={place}", "sleep", "100"])
+        try:
+            asked = config(runtime, "true")
+            asked["linux"]["namespaces"] = [
+                {"type": "network", "path": place} if one["type"] == "network" else one
+                for one in asked["linux"]["namespaces"]
+            ]
+            made = bundle(asked)
+            before = (made.path / "config.json").read_bytes()
+            refused = runtime.call("create", "--bundle", str(made.path), "c")
+            assert refused.code == 1
+            assert "which agentshim did not start" in refused.err
+            assert (made.path / "config.json").read_bytes() == before
+        finally:
+            stranger.kill()
+            stranger.wait()
+
+
+def test_plans_go_with_their_records(runtime: Runtime, bundle: Maker) -> None:
+    for number in range(4):
+        runtime.must("run", "--bundle", str(bundle(config(runtime, "true")).path), f"c{number}")
+    left = runtime.room.run(["ls", "/run/agentshim"]).out.split()
+    plans = {Path(name).stem for name in left if name.endswith(".net")}
+    assert plans <= {Path(name).stem for name in left if name.endswith(".json")}
+    assert len(plans) <= 1

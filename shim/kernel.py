@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posix
 
-from shim import hostpaths
+from shim import hostpaths, state
 from shim.dim import invocation, mounts, namespaces, network, paths, rlimits
 from shim.lattice import at
 
@@ -39,7 +39,7 @@ class Facts:
     anything; `group_in_use`: the control group that is asked has processes; `rlimits`: inherited (soft, hard) in the
     order of rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label for containers;
     `invocation`: what the call asks outside the spec; `network`: what passes in the network that it would get, unless
-    it is filtered; `locker`: the native hook that filters it.
+    it is filtered; `locker`: the native hook that filters it; `hosts`: the mount of our /etc/hosts, if there is one.
     """
 
     __slots__ = (
@@ -58,6 +58,7 @@ class Facts:
         "invocation",
         "network",
         "locker",
+        "hosts",
     )
 
     def __init__(self) -> None:
@@ -76,6 +77,7 @@ class Facts:
         self.invocation = invocation.BOTTOM
         self.network = network.BOTTOM
         self.locker = ""
+        self.hosts: tuple[dict[str, Any], ...] = ()
 
     def is_our_hook(self, hook: dict[str, Any]) -> bool:
         """Whether `hook` is one of ours to the letter, its environment included: in another one, the dynamic linker
@@ -95,10 +97,21 @@ class Facts:
         args = ["agentshim", "hook", root, container]
         return {"path": self.launcher, "args": args, "env": ["PATH=/usr/sbin:/usr/bin"]}
 
-    @staticmethod
-    def is_ours(mount: dict[str, Any]) -> bool:
-        """Whether `mount` is a scratch directory that the paths dimension wrote and owns."""
-        return paths.is_scratch(mount)
+    def is_ours(self, mount: dict[str, Any]) -> bool:
+        """Whether `mount` is one that we write: a scratch directory, which the paths dimension owns, or /etc/hosts."""
+        return paths.is_scratch(mount) or self.is_hosts(mount)
+
+    def is_hosts(self, mount: dict[str, Any]) -> bool:
+        """Whether `mount` is of the shape of `hosts_mount`, for this container or another: `plan` leaves ours alone."""
+        source = str(mount.get("source") or "")
+        name = source.rpartition("/")[2]
+        return source == f"{state.DIRECTORY}/{name}" and name.endswith(state.HOSTS) and mount == hosts_mount(source)
+
+
+def hosts_mount(source: str) -> dict[str, Any]:
+    """The mount of a file as /etc/hosts; read-only, since it is the only word on names that the container has."""
+    options = ["bind", "ro", "nosuid", "nodev", "noexec"]
+    return {"destination": "/etc/hosts", "type": "bind", "source": source, "options": options}
 
 
 def gather(spec: Spec, bundle: str, asked: invocation.Invocation) -> Facts:

@@ -76,7 +76,7 @@ def make(
     if refused:
         raise joined(refused)
     out = product.apply_to_spec(asked_spec, granted, facts, dims)
-    out = _with_hooks(out, hooks, facts)
+    out = _with_hosts(_with_hooks(out, hooks, facts), facts)
     data = None
     if out is not asked_spec:
         data = wire.dumps(out)
@@ -114,7 +114,7 @@ def check(data: bytes, asked: Product, ceiling: Product, facts: Facts, dims: tup
 
 
 def _parsed(data: bytes) -> Spec:
-    value = wire.loads(data, "plan", "spec")
+    value = wire.loads(data, "plan", "spec", ours=True)
     return value  # type: ignore[return-value]
 
 
@@ -123,6 +123,13 @@ def _with_hooks(out: Spec, hooks: tuple[dict[str, Any], ...], facts: Facts) -> S
     asked = at(out, "hooks." + HOOK, [])
     wanted = [*(one for one in asked if not facts.is_our_hook(one)), *hooks]
     return out if wanted == asked else {**out, "hooks": {**at(out, "hooks", {}), HOOK: wanted}}
+
+
+def _with_hosts(out: Spec, facts: Facts) -> Spec:
+    """`out` with our /etc/hosts as the last mount, where the container gets one, and no other of ours."""
+    asked = out.get("mounts") or []
+    wanted = [*(one for one in asked if not facts.is_hosts(one)), *facts.hosts]
+    return out if wanted == asked else {**out, "mounts": wanted}
 
 
 def _excesses(losses: list[tuple[str, Decrease]]) -> list[Refused]:

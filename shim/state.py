@@ -22,7 +22,7 @@ DIRECTORY = "/run/agentshim"
 UNSEEN = DIRECTORY + "/unseen"  # native/launcher.c knows this name
 VERSION = 1
 # What was decided; config.json as it came, for `explain`; what the native hook does to the container's network.
-RECORD, ASKED, LOCK = ".json", ".asked", ".net"
+RECORD, ASKED, LOCK, HOSTS = ".json", ".asked", ".net", ".hosts"
 SWEEP = 32  # records that one create looks at: bounds what it pays for others
 
 
@@ -43,9 +43,16 @@ def lock_path(root: str, container: str) -> str:
     return f"{DIRECTORY}/{_name(root, container)}{LOCK}"
 
 
-def claim(root: str, container: str, record: dict[str, Any], asked: bytes, lock_plan: bytes = b"") -> None:
-    """Writes `record` for a container about to be created, with the spec that was asked and the plan of its network if
-    there is one, and sweeps some stale ones.
+def hosts_path(root: str, container: str) -> str:
+    """Where the container's /etc/hosts is, if it gets one of ours."""
+    return f"{DIRECTORY}/{_name(root, container)}{HOSTS}"
+
+
+def claim(
+    root: str, container: str, record: dict[str, Any], asked: bytes, lock_plan: bytes = b"", hosts: bytes = b""
+) -> None:
+    """Writes `record` for a container about to be created, with the spec that was asked, and the plan of its network
+    and its /etc/hosts if there are such; and sweeps some stale ones.
 
     Refused if the id is in use. HostError if /run does not take it. Two creates of one id cannot both pass: the check
     and the write are under one lock.
@@ -68,6 +75,9 @@ def claim(root: str, container: str, record: dict[str, Any], asked: bytes, lock_
         directory.replace(name + ASKED, asked, posix.fstat(lock))
         if lock_plan:
             directory.replace(name + LOCK, lock_plan, posix.fstat(lock))
+        if hosts:
+            directory.replace(name + HOSTS, hosts, posix.fstat(lock))
+            posix.chmod(name + HOSTS, 0o644, dir_fd=directory.fd)  # whoever reads it inside is not root
         directory.replace(name + RECORD, wire.dumps(full), posix.fstat(lock))
         _sweep(directory, name)
     finally:
@@ -206,7 +216,7 @@ def _sweep(directory: bundle.Directory, kept: str) -> None:
     for name in (names[start:] + names[:start])[:SWEEP]:
         record = _load(directory, name)
         if record is None or not _in_use(record["root"], record["id"], record):
-            for suffix in (RECORD, ASKED, LOCK):
+            for suffix in (RECORD, ASKED, LOCK, HOSTS):
                 _unlink(directory, name + suffix)
     for name in posix.listdir(directory.fd):
         kind, _, rest = name.partition("-")

@@ -72,12 +72,13 @@ class _Context:
 _scan: Callable[[str, int], tuple[Any, int]] = _json.make_scanner(_Context)  # type: ignore[arg-type]  # any object with these attributes
 
 
-def loads(data: bytes, room: str, name: str) -> object:
+def loads(data: bytes, room: str, name: str, ours: bool = False) -> object:
     """The JSON value in `data`: one value, in UTF-8. Invalid, with the byte offset, on anything else.
 
     `room` and `name` (of a file, mostly) open the message. Integers are int and fit int64 or uint64; numbers
     written with a point or an exponent are float and finite; no key twice in an object; no U+0000 and no lone
-    surrogate in strings; at most SIZE_LIMIT bytes and DEPTH_LIMIT levels.
+    surrogate in strings; at most SIZE_LIMIT bytes and DEPTH_LIMIT levels. `ours`: just written by dumps, from what
+    passed here: its levels need not be counted again.
     """
     if len(data) > SIZE_LIMIT:
         raise Invalid(room, name, f"{len(data)} bytes", f"{SIZE_LIMIT} bytes", "write a smaller file")
@@ -96,7 +97,8 @@ def loads(data: bytes, room: str, name: str) -> object:
     rest = text[end:].lstrip(WHITESPACE)
     if rest:
         raise _invalid(room, name, f"more data at byte {len(data) - len(rest.encode())}", "one JSON value")
-    if _suspicious(data) or (data.count(b"[") + data.count(b"{") > DEPTH_LIMIT and _too_deep(value)):
+    deep = not ours and data.count(b"[") + data.count(b"{") > DEPTH_LIMIT and _too_deep(value)
+    if deep or _suspicious(data):
         fault = next(_faults(text), None)
         if fault is not None:
             raise _told(text, fault, room, name)

@@ -145,3 +145,62 @@ def test_plans_go_with_their_records(runtime: Runtime, bundle: Maker) -> None:
     plans = {Path(name).stem for name in left if name.endswith(".net")}
     assert plans <= {Path(name).stem for name in left if name.endswith(".json")}
     assert len(plans) <= 1
+
+
+@pytest.fixture
+def named(runtime: Runtime) -> Iterator[Runtime]:
+    """A policy that names a peer, which the host resolves by its own /etc/hosts."""
+    hosts = "203.0.113.77 api.lab.test\\n203.0.113.78 api.lab.test\\n10.9.8.7 inside.lab.test\\n"
+    runtime.room.run(["sh", "-c", f"cp /etc/hosts /etc/hosts.kept; printf '{hosts}' >> /etc/hosts"])
+    yield runtime
+    runtime.room.run(["sh", "-c", "mv /etc/hosts.kept /etc/hosts"])
+
+
+def peers(runtime: Runtime, *words: str) -> None:
+    """Let the lab's policy name these peers."""
+    text = lab.POLICY.partition("[[network.add]]")[0] + f"outbound = {json.dumps(list(words))}\n"
+    (runtime.room.base / "config" / "policies" / "lab.toml").write_text(text)
+
+
+def test_names_are_pinned(named: Runtime, bundle: Maker) -> None:
+    """What a name leads to is granted, and told in /etc/hosts; there is no DNS."""
+    peers(named, "tcp:api.lab.test:443")
+    made = bundle(config(named, "cat", "/etc/hosts"))
+    for name in ("a", "b"):  # the second finds the first one's mount in the bundle
+        done = named.call("run", "--bundle", str(made.path), name)
+        assert done.code == 0, str(done)
+        lines = done.out.splitlines()
+        assert lines[-2:] == ["203.0.113.77\tapi.lab.test", "203.0.113.78\tapi.lab.test"]
+        assert "127.0.0.1\tlocalhost" in lines
+    named.must("create", "--bundle", str(made.path), "c")
+    place = f"/proc/{named.state('c')['pid']}/ns/net"
+    table = named.room.run(["nsenter", f"--net={place}", tool("nft"), "list", "ruleset"]).out
+    assert "tcp . 203.0.113.77 . 443" in table
+    assert "tcp . 203.0.113.78 . 443" in table
+    shim = str(named.room.base / "bin" / "agentshim")
+    told = named.room.run([shim, "why", "c", "api.lab.test:443"])
+    assert told.code == 0, str(told)
+    assert "grants tcp:api.lab.test:443" in told.out
+
+
+@pytest.mark.parametrize(("word", "said"), [("tcp:inside.lab.test:443", "10.9.8.7, ceiling public addresses"),
+                                            ("tcp:nowhere.invalid:443", "no address")])  # fmt: skip
+def test_names_that_lead_nowhere_good(named: Runtime, bundle: Maker, word: str, said: str) -> None:
+    peers(named, word)
+    made = bundle(config(named, "true"))
+    before = (made.path / "config.json").read_bytes()
+    refused = named.call("create", "--bundle", str(made.path), "c")
+    assert refused.code == 1
+    assert said in refused.err, str(refused)
+    assert (made.path / "config.json").read_bytes() == before
+
+
+def test_names_beside_a_volume(named: Runtime, bundle: Maker) -> None:
+    """The hook that compares the mounts knows ours."""
+    peers(named, "tcp:api.lab.test:443")
+    shared = named.room.base / f"v{next(COUNTER)}"
+    shared.mkdir()
+    asked = config(named, "tail", "-n", "1", "/etc/hosts")
+    asked["mounts"].append({"destination": "/mnt", "type": "bind", "source": str(shared), "options": ["rbind", "ro"]})
+    done = named.call("run", "--bundle", str(bundle(asked).path), "c")
+    assert done.out == "203.0.113.78\tapi.lab.test\n", str(done)

@@ -68,8 +68,13 @@ class Recorder:
 
 
 def compiled(source: Path, name: str) -> CodeType:
-    """Without the import of __future__, which costs 0.1 ms, and with what it asks for."""
+    """Without the import of __future__, which costs 0.1 ms, but with what it asks for; and without annotations."""
     tree = ast.parse(source.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
     tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")]
     flags = __future__.annotations.compiler_flag
     code: CodeType = compile(tree, name, "exec", flags, dont_inherit=True, optimize=2)

@@ -95,7 +95,8 @@ def _why(words: list[str]) -> int:
     options = parser.parse_args(words)
     record = find(options.container)
     protocol, host, port = _peer(options.peer)
-    answers = [_answer(record, protocol, address, port) for address in _addresses(host)]
+    pinned = (record.get("network") or {}).get("pins", {}).get(host.lower())
+    answers = [_answer(record, protocol, address, port) for address in pinned or _addresses(host)]
     for answer in answers:
         print(json.dumps(answer) if options.json else "{peer}: {verdict}: {rule}{line}".format(**_padded(answer)))
     return 0 if all(answer["verdict"] == "allowed" for answer in answers) else 1
@@ -131,6 +132,9 @@ def _answer(record: dict[str, Any], protocol: str, address: str, port: int) -> d
 
 
 def _grant(section: dict[str, Any], protocol: str, here: Any, port: int) -> str:
+    for kind, name, low, high in section.get("names", ()):
+        if kind == protocol and low <= port <= high and str(here) in section["pins"][name]:
+            return f"{kind}:{name}:{low}" + ("" if low == high else f"-{high}") + ", which led there when it started"
     for kind, block, low, high in section["outbound"]:
         if kind == protocol and low <= port <= high and here in ipaddress.ip_network(block):
             return f"{kind}:{block}:{low}" + ("" if low == high else f"-{high}")

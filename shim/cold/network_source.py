@@ -1,5 +1,5 @@
 """The `network` section as policies write it -> as `dim.network` and `hooks.lock` read it, with the lock's plan made:
-it depends on nothing that a start knows, but for the host's name servers.
+it depends on nothing that a start knows, but for what names lead to and the host's name servers.
 
 Belongs here: words to addresses, and what may not be granted by a bare word. Next door: schema/policy.json has the
 grammar of the words.
@@ -46,15 +46,27 @@ def expand(section: Any, reasoned: set[str]) -> Any:
             todo = 'set mode = "confine", or drop them'
             raise Invalid(network.NAME, "mode", f"engine, with {', '.join(idle)}", "a filter for what is granted", todo)
         return {"mode": mode}
+    named = sorted(grant for one in out if (grant := _named(one)))
     compiled = {
         "mode": mode,
-        "outbound": sorted(grant for one in out for grant in _peers(one, one in reasoned)),
+        "outbound": sorted(grant for one in out if not _named(one) for grant in _peers(one, one in reasoned)),
         "inbound": "any" if "any" in into else sorted(_listener(one) for one in into),
         "dns": section.get("dns") == "engine",
         "icmp": section.get("icmp", False),
     }
+    if named:  # what they lead to is known when a container starts: any public address, for all that is known here
+        return {**compiled, "names": named, "public": [str(block) for block in public()]}
     compiled["plan"] = base64.b64encode(plan.encode(lock.steps(compiled))).decode()
     return compiled
+
+
+def _named(word: str) -> list[Any]:
+    """(protocol, name, first port, last port) of a peer that is given by a name, [] of any other."""
+    protocol, _, rest = word.partition(":")
+    name, _, ports = rest.rpartition(":")
+    if word == "any" or name[:1] == "[" or not any(char.isalpha() for char in name):
+        return []
+    return [protocol, name.lower(), *_ports(ports, word)]
 
 
 def _peers(word: str, reasoned: bool) -> list[list[Any]]:

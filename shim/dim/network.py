@@ -68,7 +68,8 @@ def from_spec(spec: Spec, facts: Facts) -> Network:
 
 
 def from_policy(section: Section) -> Network:
-    """The section's `outbound`: (protocol, CIDR, first port, last port); `inbound`: "any" or (protocol, first
+    """The section's `outbound`: (protocol, CIDR, first port, last port); `names`: (protocol, name, first port, last
+    port), which lead into `public`; `inbound`: "any" or (protocol, first
     port, last port); `dns`, `icmp`. Mode "engine" filters nothing.
     """
     if section is None:
@@ -77,7 +78,9 @@ def from_policy(section: Section) -> Network:
         return TOP
     out, into = section.get("outbound", ()), section.get("inbound", ())
     rooms: dict[tuple[str, int], list[tuple[int, int, int, int]]] = {room: [] for room in ROOMS}
-    for protocol, cidr, first, last in out:
+    # A name may lead to any public address: what it led to is in the lock.
+    named = [(p, cidr, *ports) for p, _, *ports in section.get("names", ()) for cidr in section["public"]]
+    for protocol, cidr, first, last in (*out, *named):
         width, low, high = block(cidr)
         rooms[protocol, width].append((low, high, first, last))
     outbound = tuple(_map(rooms[room]) for room in ROOMS)

@@ -40,11 +40,13 @@ def run(call: Call, context: Context) -> int:
     facts = kernel.gather(asked, hostpaths.real(directory.path), invocation)
     facts.launcher = gate.launcher()
     ceiling = product.from_policy(chosen.sections)
+    root = state.root_of(call.root, delegate.kind, env)
+    locked = lock.decide(asked, ceiling, chosen.sections.get("network"), facts, config.mode)
+    if locked.hosts:
+        facts.hosts = (kernel.hosts_mount(state.hosts_path(root, container)),)
     # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
     pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else {}
-    root = state.root_of(call.root, delegate.kind, env)
     hooks = [facts.our_hook(root, container)] if any(pins.values()) else []
-    locked = lock.decide(asked, ceiling, chosen.sections.get("network"), facts, config.mode)
     if locked.plan:
         hooks.append(facts.lock_hook(state.lock_path(root, container)))
     admit = gate.Admitter(delegate)
@@ -56,7 +58,7 @@ def run(call: Call, context: Context) -> int:
     if admit.unseen and call.verb == "create" and config.mode != "audit":
         record["unseen"] = admit.unseen
         state.mark(admit.unseen)
-    state.claim(root, container, record, data, locked.plan)
+    state.claim(root, container, record, data, locked.plan, locked.hosts)
     if out is not None and out != data:
         directory.replace(CONFIG, out, status)
     granted = made.granted["invocation"] if config.mode != "audit" else invocation
@@ -96,6 +98,7 @@ def _pins(asked: dict[str, Any], facts: Facts) -> dict[str, Any]:
     if facts.places and (not root.steady or any(source.kind in ("volume", "socket") for _, source in found)):
         identities = facts.places.expected
         pins["mounts"] = [[place, identities(source.real)] for place, source in (("/", root), *found)]
+        pins["mounts"] += [[one["destination"], identities(one["source"])] for one in facts.hosts]
         pins["loose"] = [
             [identities(source.real)[0], source.kind == "system"]
             for _, source in found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from binascii import a2b_base64
 
-from shim import kernel, state
+from shim import kernel, names, state
 from shim.dim import namespaces, network
 from shim.errors import Refused
 from shim.lattice import Value
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 
 class Lock(Value):
     """`plan`: the file for the hook, b'' where nothing is to be done; `section`: what the network is filtered by, None
-    for one that is not.
+    for one that is not; `hosts`: the container's /etc/hosts, b'' where it stays as it is.
     """
 
-    __slots__ = ("plan", "section")
+    __slots__ = ("plan", "section", "hosts")
 
-    def __init__(self, plan: bytes, section: Section) -> None:
+    def __init__(self, plan: bytes, section: Section, hosts: bytes = b"") -> None:
         self.plan = plan
         self.section = section
+        self.hosts = hosts
 
 
 OPEN = Lock(b"", None)
@@ -62,13 +63,17 @@ def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: s
         asked = f"the network of process {strangers[0]}, which agentshim did not start"
         raise Refused(network.NAME, "join", asked, "one that can be filtered for all in it", todo)
     facts.locker = gate.program("agentshim-net")
-    kept = {key: value for key, value in section.items() if key != "plan"}
-    if section["dns"]:
-        from hooks import lock, plan  # the host's name servers may be others at each start
+    kept = {key: value for key, value in section.items() if key not in ("plan", "public")}
+    if "plan" in section and not section["dns"]:
+        return Lock(a2b_base64(section["plan"]), kept)
+    from hooks import lock, plan  # what names lead to, and the host's name servers, may be others at each start
 
-        kept["resolvers"] = kernel.resolvers()
-        return Lock(plan.encode(lock.steps(kept)), kept)
-    return Lock(a2b_base64(section["plan"]), kept)
+    kept["resolvers"] = kernel.resolvers() if section["dns"] else []
+    kept["pins"] = pins = names.resolve(section["names"], section["public"]) if "names" in section else {}
+    found = [[p, address, *ports] for p, name, *ports in section.get("names", ()) for address in pins[name]]
+    kept["outbound"] = [*section["outbound"], *found]
+    hosts = names.hosts(spec, facts.bundle, pins) if pins else b""
+    return Lock(plan.encode(lock.steps(kept)), kept, hosts)
 
 
 def _granted(spec: Spec, ceiling: Product, facts: Facts) -> str:

@@ -9,6 +9,9 @@ import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -410,3 +413,94 @@ def test_whatever_overlaps_loads(lab: Lab) -> None:
         inbound = [[one[0], *one[2:]] for one in listed]
         lab.load({"outbound": listed, "inbound": inbound})
         lab.nft("delete", "table", "inet", "agentshim")
+
+
+def test_multicast_and_broadcast_are_not_any(lab: Lab) -> None:
+    lab.load({"outbound": "any"})
+
+    def send(address: str) -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            return labs.attempt(lambda: made.sendto(b"x", (address, 5353)) == 1)
+
+    for address in ("224.0.0.251", "239.255.255.250", "255.255.255.255", "240.0.0.1"):
+        assert lab.inside(lab.c, partial(send, address)) == "EPERM", address
+    assert lab.inside(lab.c, lambda: send(FAR4)) == "open"
+
+
+def test_a_socket_bound_to_lo_reaches_nobody_outside(lab: Lab) -> None:
+    """SO_BINDTODEVICE needs no capability; with forwarding on, what goes out by lo could come back and be sent on."""
+    lab.serve(lab.i, *both(FAR4, 443))
+    lab.inside(lab.c, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))
+    lab.load({})
+
+    def by_lo() -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+            made.bind((CONTAINER4, 0))
+            made.settimeout(0.3)
+            made.connect((FAR4, 443))
+            return labs.attempt(lambda: made.send(b"x") == 1 and bool(made.recv(1)))
+
+    assert lab.inside(lab.c, by_lo, uid=labs.NOBODY) != "open"
+
+
+@pytest.mark.parametrize("grant", ["lease", "host", "range"])
+def test_icmp_errors_come_in_as_long_as_their_flow_is_granted(lab: Lab, grant: str) -> None:
+    """The far host's kernel sends "port unreachable" about a flow; after the lease's end nothing more comes in."""
+    outbound = {"lease": [], "host": [["udp", FAR4, 9, 9]], "range": [["udp", FAR4, 9, 10]]}[grant]
+    lab.load({"outbound": outbound})
+    if grant == "lease":
+        records.lease_add(lab.path, "udp", FAR4, 9, 60_000)
+    assert lab.udp(FAR4, 9) == "ECONNREFUSED"
+    assert lab.inside(lab.c, lambda: told_late(lab, lambda: None)) == "ECONNREFUSED"
+    if grant == "lease":
+        end = lab.inside(lab.c, lambda: told_late(lab, lambda: records.lease_del(lab.path, "udp", FAR4, 9)))
+        assert end == "silence"
+
+
+def told_late(lab: Lab, before: Callable[[], object]) -> str:
+    """In the container: a flow is begun, `before` happens, and an ICMP error about it is made by hand outside."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.settimeout(0.4)
+        made.connect((FAR4, 9))
+        made.send(b"x")
+        ours = made.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            made.recv(1)  # the kernel's own: nobody listens
+        before()
+        lab.inside(lab.i, lambda: unreachable(ours))
+        return labs.attempt(lambda: bool(made.recv(1)))
+
+
+def unreachable(port: int) -> None:
+    ends = socket.inet_aton(CONTAINER4) + socket.inet_aton(FAR4)
+    about = struct.pack(">BBHHHBBH", 0x45, 0, 29, 7, 0, 64, 17, 0) + ends + struct.pack(">HHHH", port, 9, 9, 0)
+    # The checksum of conntrack's: the one's complement of the sum of all words.
+    body = struct.pack(">BBHI", 3, 3, 0, 0) + about
+    total = sum(struct.unpack(f">{len(body) // 2}H", body))
+    total = (total & 0xFFFF) + (total >> 16)
+    check = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.bind((FAR4, 0))
+        raw.sendto(body[:2] + struct.pack(">H", check) + body[4:], (CONTAINER4, 0))
+
+
+def test_icmp_errors_about_answers_of_ours_come_in(lab: Lab) -> None:
+    """Path MTU discovery of a server: the error is about what the container sent as an answer."""
+    lab.load({"inbound": [["udp", 8080, 8080]]})
+
+    def server() -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+            made.bind((CONTAINER4, 8080))
+            made.settimeout(2)
+            _, peer = made.recvfrom(10)
+            made.connect(peer)
+            time.sleep(0.3)  # the caller has gone
+            made.send(b"x")
+            return labs.attempt(lambda: bool(made.recv(1)))
+
+    child, pipe = lab.fork(lab.c, server)
+    time.sleep(0.2)
+    lab.inside(lab.i, lambda: labs.udp(CONTAINER4, 8080, timeout=0.01))
+    assert lab.result(child, pipe) == "ECONNREFUSED"

@@ -117,6 +117,19 @@ def test_words_that_nobody_may_say(word: str) -> None:
         network_source.expand({"mode": "confine", "outbound": [word]}, {word})
 
 
+def test_a_name_may_lead_to_any_public_address_and_no_other() -> None:
+    section = network_source.expand(
+        {"mode": "confine", "outbound": ["tcp:API.example.com:443", "udp:1.1.1.1:53"]}, set()
+    )
+    assert section["names"] == [["tcp", "api.example.com", 443, 443]]
+    assert "plan" not in section
+    value = network.from_policy(section)
+    anywhere = network.from_policy(network_source.expand({"mode": "confine", "outbound": ["any"]}, set()))
+    assert network.leq(value, anywhere)
+    assert value.outbound[0][0][2] == ((443, 443),)
+    assert value.outbound[1] == ((0x01010101, 0x01010101, ((53, 53),)),)
+
+
 @pytest.mark.parametrize("word", ["tcp:10.0.0.1:80", "tcp:172.16.0.0/12:1-9", "tcp:127.0.0.1:80", "tcp:[fd00::1]:80"])
 def test_private_addresses_need_a_reason(word: str) -> None:
     section = {"mode": "confine", "outbound": [word]}

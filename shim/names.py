@@ -1,0 +1,89 @@
+"""Names of peers: resolved on the host when a container starts, and told to it in /etc/hosts.
+
+So a container with names needs no DNS at all: nothing can leave by it, and what a name leads to cannot be changed from
+outside after the look. Belongs here: the look, and the file. Next door: `verbs.lock` grants what was found.
+"""
+
+from __future__ import annotations
+
+import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enum: 3 ms
+import posix
+
+from shim import bundle, hostpaths, wire
+from shim.dim import mounts, network
+from shim.errors import HostError, Refused, ShimError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.lattice import Spec
+
+SECONDS = 10  # for all names of a container; the resolver's own patience is 5 a server
+PLACE = "/etc/hosts"
+MOST_BYTES = 1 << 16  # a pipe holds as much: the child never waits for us
+MARK = b"# agentshim: the peers that its policy names\n"
+LOCAL = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+def resolve(named: list[list[Any]], public: list[str]) -> dict[str, list[str]]:
+    """Name -> its addresses. HostError where one does not resolve in time, Refused where one leads to an address that
+    is not in `public`: whoever owns the name would choose among the host's neighbours.
+    """
+    found: dict[str, list[str]] = {}
+    blocks = [network.block(one) for one in public]
+    for name, addresses in _asked(sorted({one[1] for one in named})).items():
+        if not addresses:
+            todo = "correct the name in the policy, or the host's resolver"
+            raise HostError("network", f"outbound {name}", "no address", f"one within {SECONDS} s", todo)
+        for address in addresses:
+            width, here, _ = network.block(address)
+            if not any(width == one[0] and one[1] <= here <= one[2] for one in blocks):
+                todo = "grant the address itself in [[network.add]], with why and doc, if it is meant"
+                raise Refused("network", f"outbound {name}", address, "public addresses, for a name", todo)
+        found[name] = addresses
+    return found
+
+
+def hosts(spec: Spec, directory: str, pins: dict[str, list[str]]) -> bytes:
+    """The container's /etc/hosts with the names in it: the engine's own if it mounts one, else a plain one."""
+    source = next((m.get("source") for m in spec.get("mounts") or () if mounts.destination_of(m) == PLACE), None)
+    before = LOCAL
+    if source:
+        folder, name = hostpaths.split(hostpaths.real(hostpaths.join(directory, source)))
+        try:
+            before = bundle.Directory(folder, shared=True).read(name)[0]
+        except ShimError:
+            pass  # the engine's mount is refused or kept by its own dimension; the names are what is needed here
+    lines = "".join(f"{address}\t{name}\n" for name, addresses in pins.items() for address in addresses)
+    return before.partition(MARK)[0].rstrip(b"\n") + b"\n" + MARK + lines.encode()
+
+
+def _asked(wanted: list[str]) -> dict[str, list[str]]:
+    """A child asks, since nothing stops the C library's resolver but the end of its process."""
+    reading, writing = posix.pipe2(posix.O_CLOEXEC)
+    child = posix.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
+        try:
+            posix.write(writing, wire.dumps({name: _addresses(name) for name in wanted})[:MOST_BYTES])
+        finally:
+            posix._exit(0)
+    posix.close(writing)
+    data = b""
+    while chunk := posix.read(reading, MOST_BYTES):
+        data += chunk
+    posix.close(reading)
+    posix.waitpid(child, 0)
+    told = wire.loads(data, "network", "names") if data else {}
+    return {name: told.get(name) or [] for name in wanted}  # type: ignore[attr-defined]
+
+
+def _addresses(name: str) -> list[str]:
+    from _socket import SOCK_STREAM, getaddrinfo
+
+    try:
+        return sorted({str(one[4][0]).partition("%")[0] for one in getaddrinfo(name, None, 0, SOCK_STREAM)})
+    except OSError:
+        return []

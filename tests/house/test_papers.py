@@ -145,7 +145,7 @@ def name_of(text: str) -> str:
 
 
 def test_there_are_shown_policies() -> None:
-    assert {name_of(text) for text in shown_policies()} == {"builder", "service", "desk"}
+    assert {name_of(text) for text in shown_policies()} == {"builder", "service", "desk", "researcher"}
 
 
 @pytest.mark.parametrize("text", shown_policies(), ids=name_of)

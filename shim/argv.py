@@ -116,7 +116,7 @@ VERBS: dict[str, tuple[str, int, int | None]] = {
     "features": ("", 0, 0),
     "spec": ("bundle rootless", 0, 0),
 }
-NETWORK = ("flows", "denied", "why", "lease")
+NETWORK = ("flows", "denied", "why", "lease", "net")
 OURS = ("explain", "policy", "hook", "version", *NETWORK)  # their arguments are their own
 HELP = ("help", "h")
 

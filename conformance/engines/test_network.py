@@ -114,6 +114,24 @@ def test_records(engine: DockerLike) -> None:
         assert "under every policy" in shim(engine, "why", client, "169.254.169.254:80").out
 
 
+def test_export(engine: DockerLike) -> None:
+    """All containers at once, for a scraper."""
+    file = engine.home / "agentshim.prom"
+    with serving(engine, RUNC) as (_, plain), idle(engine, LAB) as client:
+        get(engine, client, plain, GRANTED)
+        get(engine, client, plain, OTHER)
+        assert shim(engine, "net", "export", "--prometheus", str(file)).code == 0
+        labels = f'{{container="{client}",policy="lab",verdict="%s",direction="egress",protocol="tcp"}}'
+        found = dict(line.rsplit(" ", 1) for line in file.read_text().splitlines() if not line.startswith("#"))
+        assert int(found["agentshim_network_packets_total" + labels % "allowed"]) >= 4
+        assert int(found["agentshim_network_packets_total" + labels % "rejected"]) >= 1
+        assert (
+            f"{client[:12]}  lab: outbound tcp 10.0.0.0-10.255.255.255:8080; inbound tcp 8080"
+            in shim(engine, "net", "show").out.splitlines()
+        )
+    assert shim(engine, "net", "export", "--prometheus", "/nowhere/x").code == 1
+
+
 def test_lease(engine: DockerLike) -> None:
     """A peer that the policy does not name, for a while; the kernel ends it."""
     with serving(engine, RUNC) as (_, plain), idle(engine, LAB) as client:

@@ -27,6 +27,7 @@ USAGE = """agentshim: an OCI runtime that lowers what a container asks to what t
     agentshim flows|denied CONTAINER [--json] [--follow]
     agentshim why CONTAINER [PROTO:]HOST:PORT
     agentshim lease egress CONTAINER PROTO:HOST:PORT --ttl 10m --why TEXT | list [CONTAINER] | revoke CONTAINER PEER
+    agentshim net show | export --prometheus FILE
     agentshim policy list|show|check|compile|lint|table
     agentshim --version
 """
@@ -52,6 +53,10 @@ def _answer(call: Call) -> int:
         from shim.cold import explain
 
         return explain.main(call.args)
+    if call.verb == "net":
+        from shim.cold import network_of_host
+
+        return network_of_host.main(call.args)
     if call.verb in argv.NETWORK:
         from shim.cold import net
 

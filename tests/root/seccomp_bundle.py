@@ -1,4 +1,7 @@
-"""Bundles for the root tests of seccomp: a static program or the host's own /usr, read-only, under a given profile."""
+"""Bundles for the root tests of seccomp: a static program under a given profile, by the delegate alone.
+
+Next door: `debian` starts programs through agentshim, under whole policies.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,6 @@ from typing import Any
 from shim.seccomp.profile import Profile
 
 DELEGATES = ("runc", "crun")
-
-
-def read_only(source: str, destination: str = "") -> dict[str, Any]:
-    return {
-        "destination": destination or source,
-        "source": source,
-        "type": "bind",
-        "options": ["rbind", "ro"],
-    }
 
 
 def write(bundle: Path, profile: Profile, args: list[str], mounts: list[dict[str, Any]], **process: Any) -> None:

@@ -19,7 +19,8 @@ RUN := $(VENV)/bin/python
 
 DEMO_PACKAGES := runc busybox-static gcc libc6-dev musl-tools python3
 # Not every release of Debian and Ubuntu has these; a test that misses one skips, loudly.
-WANTED := criu docker-compose netavark aardvark-dns containernetworking-plugins fuse-overlayfs crun slirp4netns
+WANTED := criu docker-compose netavark aardvark-dns containernetworking-plugins fuse-overlayfs crun slirp4netns \
+	nginx openssl bubblewrap ripgrep mksh git curl
 PACKAGES := $(DEMO_PACKAGES) make python3-dev python3-venv docker.io containerd podman libseccomp-dev libseccomp2 \
 	nftables iptables iproute2 tini conmon uidmap strace dnsmasq-base util-linux
 

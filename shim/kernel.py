@@ -211,6 +211,22 @@ def resolvers() -> list[str]:
     return found
 
 
+def addresses() -> list[tuple[int, int]]:
+    """(bits, number) of each address that this host has, loopback aside: /proc/net/fib_trie and if_inet6."""
+    found: set[tuple[int, int]] = set()
+    last = ""
+    for line in _read("/proc/net/fib_trie").decode("ascii", "replace").split("\n"):
+        words = line.split()
+        if words[-2:] == ["host", "LOCAL"] and not last.startswith("127."):
+            found.add(network.block(last)[:2])
+        last = words[-1] if words[:1] == ["|--"] else last
+    for line in _read("/proc/net/if_inet6").decode("ascii", "replace").split("\n"):
+        words = line.split()
+        if len(words) == 6 and words[5] != "lo":
+            found.add((network.WIDTHS[1], int(words[0], 16)))
+    return sorted(found)
+
+
 def inhabitants(namespace: str, kind: str) -> list[int]:
     """The processes in a namespace, given as `namespace_of` does. One stat a process: for a namespace that is lent."""
     return [int(pid) for pid in posix.listdir("/proc") if pid.isdigit() and namespace_of(pid, kind) == namespace]

@@ -26,9 +26,9 @@ MARK = b"# agentshim: the peers that its policy names\n"
 LOCAL = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
-def resolve(named: list[list[Any]], public: list[str]) -> dict[str, list[str]]:
+def resolve(named: list[list[Any]], public: list[str], own: list[tuple[int, int]]) -> dict[str, list[str]]:
     """Name -> its addresses. HostError where one does not resolve in time, Refused where one leads to an address that
-    is not in `public`: whoever owns the name would choose among the host's neighbours.
+    is not in `public`, or is the host's `own` (bits, number): whoever owns the name would choose among its neighbours.
     """
     found: dict[str, list[str]] = {}
     blocks = [network.block(one) for one in public]
@@ -38,7 +38,7 @@ def resolve(named: list[list[Any]], public: list[str]) -> dict[str, list[str]]:
             raise HostError("network", f"outbound {name}", "no address", f"one within {SECONDS} s", todo)
         for address in addresses:
             width, here, _ = network.block(address)
-            if not any(width == one[0] and one[1] <= here <= one[2] for one in blocks):
+            if (width, here) in own or not any(width == one[0] and one[1] <= here <= one[2] for one in blocks):
                 todo = "grant the address itself in [[network.add]], with why and doc, if it is meant"
                 raise Refused("network", f"outbound {name}", address, "public addresses, for a name", todo)
         found[name] = addresses

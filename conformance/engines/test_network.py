@@ -107,10 +107,13 @@ def test_records(engine: DockerLike) -> None:
         assert (row["destination.ip"], row["destination.port"], row["container.id"]) == (plain, OTHER, client)
         allowed = shim(engine, "why", client, f"{plain}:{GRANTED}")
         assert allowed.code == 0
-        assert "policy lab grants tcp:10.0.0.0/8:8080" in allowed.out
+        assert "policy lab grants tcp:10." in allowed.out
         other = shim(engine, "why", client, f"tcp:{plain}:{OTHER}")
         assert other.code == 1
         assert f'[[network.add]] to = "tcp:{plain}:{OTHER}"' in other.out
+        if engine.name == "docker":  # podman's bridge here has no address
+            gateway = json.loads(engine.must("inspect", client))[0]["NetworkSettings"]["Gateway"]
+            assert shim(engine, "why", client, f"{gateway}:{GRANTED}").code == 1  # the host's own, though of the block
         assert "under every policy" in shim(engine, "why", client, "169.254.169.254:80").out
 
 
@@ -125,10 +128,9 @@ def test_export(engine: DockerLike) -> None:
         found = dict(line.rsplit(" ", 1) for line in file.read_text().splitlines() if not line.startswith("#"))
         assert int(found["agentshim_network_packets_total" + labels % "allowed"]) >= 4
         assert int(found["agentshim_network_packets_total" + labels % "rejected"]) >= 1
-        assert (
-            f"{client[:12]}  lab: outbound tcp 10.0.0.0-10.255.255.255:8080; inbound tcp 8080"
-            in shim(engine, "net", "show").out.splitlines()
-        )
+        shown = shim(engine, "net", "show").out
+        assert f"{client[:12]}  lab: outbound tcp 10.0.0.0-" in shown  # with a gap where the host's own address is
+        assert "; inbound tcp 8080\n" in shown
     assert shim(engine, "net", "export", "--prometheus", "/nowhere/x").code == 1
 
 

@@ -1,16 +1,21 @@
-"""The first start of a pair of profiles compares the filter that runc really loaded; later ones do not."""
+"""The first start of a pair of profiles compares the filter that the delegate loads; later ones do not.
+
+runc's init has it in the kernel by then; crun keeps what it will load in a file of its own.
+"""
 
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 
-from conformance.columns import RUNC
+from conformance.columns import CRUN
 from conformance.oci.bundles import spec
 from conformance.oci.cli import Runtime
 from conformance.oci.conftest import Maker
 from conformance.room import wait_for
+from shim.cold import loaded_filter
 
 pytestmark = pytest.mark.oci
 PROFILE = {
@@ -27,9 +32,7 @@ def seen(runtime: Runtime) -> dict[str, int]:
     return {line.split()[0]: json.loads(line.partition(" ")[2])["probes"] for line in told if "{" in line}
 
 
-def test_first_start(runtime: Runtime, bundle: Maker, delegate: str) -> None:
-    if delegate != RUNC:
-        pytest.skip("NOT POSSIBLE WITH CRUN: it loads its filter after start")
+def test_first_start(runtime: Runtime, bundle: Maker) -> None:
     if "agent" not in str(runtime.program) or "identity" in str(runtime.program):
         pytest.skip("no ceiling: nothing is compared")
     before = seen(runtime)
@@ -47,3 +50,32 @@ def test_first_start(runtime: Runtime, bundle: Maker, delegate: str) -> None:
     runtime.must("delete", "c")
     runtime.must("create", "--bundle", str(bundle(asked).path), "c")
     assert runtime.room.run(["ls", "/run/agentshim/unseen"]).code != 0
+
+
+def test_what_crun_will_load_is_what_it_loads(runtime: Runtime, bundle: Maker, delegate: str) -> None:
+    """The file that was compared is the filter of the running container, to the byte."""
+    if delegate != CRUN:
+        pytest.skip("of crun alone")
+    asked = spec("sleep", "100")
+    asked["linux"]["seccomp"] = PROFILE
+    runtime.must("create", "--bundle", str(bundle(asked).path), "c")
+    file = runtime.root / "c" / "seccomp.bpf"
+    promised = file.read_bytes()
+    runtime.must("start", "c")
+    assert loaded_filter.filters(runtime.state("c")["pid"]) == [promised]
+
+
+def test_a_looser_file_of_cruns_starts_nothing(runtime: Runtime, bundle: Maker, delegate: str) -> None:
+    if delegate != CRUN:
+        pytest.skip("of crun alone")
+    if "agent" not in str(runtime.program) or "identity" in str(runtime.program):
+        pytest.skip("no ceiling: nothing is compared")
+    asked = spec("sleep", "100")
+    rule = {"names": ["kcmp", "acct"], "action": "SCMP_ACT_ERRNO"}
+    asked["linux"]["seccomp"] = {**PROFILE, "syscalls": [rule]}
+    runtime.must("create", "--bundle", str(bundle(asked).path), "c")
+    (runtime.root / "c" / "seccomp.bpf").write_bytes(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))  # allow all
+    refused = runtime.call("start", "c")
+    assert refused.code == 1
+    assert "the loaded filter" in refused.err
+    assert runtime.status("c") == "created"

@@ -25,19 +25,22 @@ def compare(record: dict[str, Any]) -> int:
     chosen = policy.load(record["policy"], policy.config())
     held = capabilities.from_spec({"process": record["process"]}, Facts())
     ceiling = seccomp.resolve(seccomp.from_policy(chosen.sections.get("seccomp")), held.sets[0] & held.sets[1])
-    probes = loaded_filter.verify(_init(record), seccomp.from_spec(asked_spec, Facts()), ceiling)
+    probes = loaded_filter.verify(_programs(record), seccomp.from_spec(asked_spec, Facts()), ceiling)
     seen = Path(gate.PROVED) / (record["unseen"] + gate.SEEN)
     seen.write_text(json.dumps({"probes": probes}) + "\n")
     os.chmod(seen, 0o600)
     return probes
 
 
-def _init(record: dict[str, Any]) -> int:
-    """The process that runc keeps waiting for `start`."""
-    path = Path(record["root"]) / record["id"] / "state.json"
-    try:
-        told = json.loads(path.read_bytes())
-        return int(told["init_process_pid"])
-    except (OSError, ValueError, KeyError) as error:
-        todo = "create the container anew"
-        raise HostError("start", str(path), type(error).__name__, "runc's state of a created container", todo) from None
+def _programs(record: dict[str, Any]) -> list[bytes]:
+    """The filters of a created container: runc's init has them while it waits for `start`; crun's will load what create
+    has compiled into a file beside its state.
+    """
+    compiled = Path(record["root"]) / record["id"] / "seccomp.bpf"
+    if compiled.is_file():
+        return [data] if (data := compiled.read_bytes()) else []
+    pid = state.init_of(record)
+    if not pid:
+        place = str(compiled.parent)
+        raise HostError("start", place, "no process", "a created container", "create the container anew")
+    return loaded_filter.filters(pid)

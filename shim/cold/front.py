@@ -28,7 +28,7 @@ USAGE = """agentshim: an OCI runtime that lowers what a container asks to what t
     agentshim why CONTAINER [PROTO:]HOST:PORT
     agentshim lease egress CONTAINER PROTO:HOST:PORT --ttl 10m --why TEXT | list [CONTAINER] | revoke CONTAINER PEER
     agentshim net show | export --prometheus FILE
-    agentshim policy list|show|check|compile|lint|table
+    agentshim policy list|show|check|compile|lint|locks|table
     agentshim --version
 """
 

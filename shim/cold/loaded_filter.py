@@ -21,19 +21,18 @@ _WALL = 0x40000000  # __WALL: threads too
 _INSTRUCTION = 8  # bytes
 
 
-def verify(pid: int, asked: Profile, ceiling: Profile) -> int:
-    """The number of probes made on the filters of process `pid`, which must let nothing through that a side stops.
-
-    Bug where they do, or where there are none; HostError where the kernel does not show them.
+def verify(programs: list[bytes], asked: Profile, ceiling: Profile) -> int:
+    """The number of probes made on `programs`, arrays of struct sock_filter that a process has or will have, all of
+    them; they must let nothing through that a side stops. Bug where they do, or where there are none.
     """
     host = machine()
     sides = [side for side in (asked, ceiling) if not side.is_top]
     if not sides:
         return 0
     bounds = prove.compiled(sides, host, 1)
-    loaded = [bpf.decode(data) for data in filters(pid)]
+    loaded = [bpf.decode(data) for data in programs]
     if not loaded:
-        raise Bug("seccomp", f"process {pid}", "no filter", "the granted one", "report this")
+        raise Bug("seccomp", "the loaded filter", "no filter", "the granted one", "report this")
     return _compared(loaded, bounds, asked, ceiling, host)
 
 
@@ -51,7 +50,10 @@ def _compared(loaded: list[bpf.Program], bounds: list[bpf.Program], asked: Profi
 
 
 def filters(pid: int) -> list[bytes]:
-    """The filters of a thread, the latest first, each an array of struct sock_filter. It is stopped for a moment."""
+    """The filters of a thread, the latest first, each an array of struct sock_filter. It is stopped for a moment.
+
+    HostError where the kernel does not show them.
+    """
     lib, ffi = _module()
     _ptrace(lib, "PTRACE_SEIZE", _SEIZE, pid, 0, ffi.NULL)
     try:

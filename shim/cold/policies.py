@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("profile", metavar="PROFILE", help="a JSON file, or the name of a built-in profile")
     one.set_defaults(run=_lint)
+    one = verbs.add_parser("locks", help="which dimensions shut each door (default: of the built-in policies)")
+    one.add_argument("names", nargs="*", metavar="NAME")
+    one.set_defaults(run=_locks)
     one = verbs.add_parser("table", help="the built-in policies as the README's table")
     one.set_defaults(run=_table)
     return parser
@@ -56,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _table(args: argparse.Namespace, etc: str, var: str) -> int:
     sys.stdout.write(table())
+    return 0
+
+
+def _locks(args: argparse.Namespace, etc: str, var: str) -> int:
+    from shim.cold import two_locks  # libseccomp, and a filter compiled for each policy
+
+    sys.stdout.write(two_locks.table(args.names, policy.config(etc, var)))
     return 0
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shim.kernel import Facts
     from shim.lattice import Section, Spec
 
+    Grant = tuple[str, str, int, int]
     Ports = tuple[tuple[int, int], ...]  # disjoint ranges with a gap between any two, ascending
     Map = tuple[tuple[int, int, Ports], ...]  # addresses first..last and their ports: ascending, none could be one
 
@@ -170,6 +171,40 @@ def _merged(pieces: Iterable[tuple[int, int, Ports]]) -> Map:
         elif ports:
             out.append((first, last, ports))
     return tuple(out)
+
+
+def without(grants: list[Grant], addresses: list[tuple[int, int]]) -> list[Grant]:
+    """Grants (protocol, CIDR, first port, last port) less single addresses (bits, number), unless one is granted for
+    itself; the same list where there is nothing to take.
+    """
+    out, taken = [], False
+    for grant in grants:
+        blocks = [block(grant[1])]
+        for width, address in addresses if blocks[0][1] != blocks[0][2] else ():
+            parts = [part for one in blocks for part in _around(one, width, address)]
+            blocks, taken = parts, taken or parts != blocks
+        out += [
+            (grant[0], f"{_address(low, width)}/{width - (high - low).bit_length()}", *grant[2:])
+            for width, low, high in blocks
+        ]
+    return out if taken else grants
+
+
+def _around(one: tuple[int, int, int], width: int, address: int) -> list[tuple[int, int, int]]:
+    """A block (bits, first, last) without an address in it, as halves of halves."""
+    own, low, high = one
+    if own != width or not low <= address <= high:
+        return [one]
+    out = []
+    while low < high:
+        middle = (low + high) // 2
+        if address <= middle:
+            out.append((width, middle + 1, high))
+            high = middle
+        else:
+            out.append((width, low, middle))
+            low = middle + 1
+    return out
 
 
 def words(value: Network) -> str:

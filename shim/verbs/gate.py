@@ -81,8 +81,7 @@ class Admitter:
 
             granted, proof = prove.granted(asked, ceiling)
             _keep(key, granted, proof)
-        # crun loads its filter after `start`, when nobody waits any more.
-        if self._delegate.kind == "runc" and not hostpaths.exists(f"{PROVED}/{key}{SEEN}"):
+        if not hostpaths.exists(f"{PROVED}/{key}{SEEN}"):
             self.unseen = key
         seccomp.admit(asked, ceiling, granted)
 

@@ -64,14 +64,16 @@ def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: s
         raise Refused(network.NAME, "join", asked, "one that can be filtered for all in it", todo)
     facts.locker = gate.program("agentshim-net")
     kept = {key: value for key, value in section.items() if key not in ("plan", "public")}
-    if "plan" in section and not section["dns"]:
+    own = kernel.addresses()
+    kept["outbound"] = network.without(section["outbound"], own)  # whoever means the host names its address
+    if "plan" in section and not section["dns"] and kept["outbound"] is section["outbound"]:
         return Lock(a2b_base64(section["plan"]), kept)
     from hooks import lock, plan  # what names lead to, and the host's name servers, may be others at each start
 
     kept["resolvers"] = kernel.resolvers() if section["dns"] else []
-    kept["pins"] = pins = names.resolve(section["names"], section["public"]) if "names" in section else {}
+    kept["pins"] = pins = names.resolve(section["names"], section["public"], own) if "names" in section else {}
     found = [[p, address, *ports] for p, name, *ports in section.get("names", ()) for address in pins[name]]
-    kept["outbound"] = [*section["outbound"], *found]
+    kept["outbound"] = [*kept["outbound"], *found]
     hosts = names.hosts(spec, facts.bundle, pins) if pins else b""
     return Lock(plan.encode(lock.steps(kept)), kept, hosts)
 

@@ -53,7 +53,7 @@ def test_the_loaded_filter_is_below_both(one: str, two: str, delegate: str, tmp_
     life(delegate, tmp_path, "start")
     (program,) = _loaded(pid)
     assert len(program) // 8 <= record["instructions"] + 96
-    assert loaded_filter.verify(pid, asked, ceiling) > 1000
+    assert loaded_filter.verify(loaded_filter.filters(pid), asked, ceiling) > 1000
 
 
 def _loaded(pid: int) -> list[bytes]:

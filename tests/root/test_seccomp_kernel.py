@@ -160,12 +160,12 @@ def test_the_loaded_filter_is_the_proved_one(started: tuple[str, Path]) -> None:
     granted, record = prove.granted(asked, ceiling)
     pid = sleeping(delegate, bundle, granted)
     if delegate == "runc":  # it loads the filter before `created`; crun only on its way to the program
-        assert loaded_filter.verify(pid, asked, ceiling) > 5000
+        assert loaded_filter.verify(loaded_filter.filters(pid), asked, ceiling) > 5000
     life(delegate, bundle, "start")
     time.sleep(0.5)
     (program,) = loaded_filter.filters(pid)
     assert len(program) // 8 <= record["instructions"] + 96
-    assert loaded_filter.verify(pid, asked, ceiling) > 5000
+    assert loaded_filter.verify(loaded_filter.filters(pid), asked, ceiling) > 5000
 
 
 def test_a_looser_loaded_filter_is_found(started: tuple[str, Path]) -> None:
@@ -174,14 +174,14 @@ def test_a_looser_loaded_filter_is_found(started: tuple[str, Path]) -> None:
     life(delegate, bundle, "start")
     time.sleep(0.5)
     with pytest.raises(Bug, match="no looser than either side"):
-        loaded_filter.verify(pid, inputs.moby(), inputs.ours("agent"))
+        loaded_filter.verify(loaded_filter.filters(pid), inputs.moby(), inputs.ours("agent"))
 
 
 def test_a_process_without_a_filter_is_found() -> None:
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
         with pytest.raises(Bug, match="no filter"):
-            loaded_filter.verify(sleeper.pid, inputs.moby(), inputs.ours("agent"))
+            loaded_filter.verify(loaded_filter.filters(sleeper.pid), inputs.moby(), inputs.ours("agent"))
         assert Path(f"/proc/{sleeper.pid}/stat").read_text().split()[2] in "SR", "it goes on as before"
     finally:
         sleeper.kill()

@@ -1,7 +1,6 @@
 """Debian's nginx under `web`: TLS on :443, workers of another user, and what each of the policy's capabilities is for.
 
-net.ipv4.ip_unprivileged_port_start is 1024 everywhere here, so that a capability is what binds. (Docker asks 0 for all
-its containers, and so does no test.)
+net.ipv4.ip_unprivileged_port_start is 1024 here but in one test, so that a capability is what binds.
 """
 
 from __future__ import annotations
@@ -187,3 +186,9 @@ def test_under_agent_only_the_port_is_in_the_way(box: Maker) -> None:
     one = certified(box("agent", uid=WWW_DATA, sysctl=PORTS))
     configure(one, 8443)
     served(one, one.start("nginx", "-c", "/work/nginx.conf"), 8443)
+
+
+def test_dockers_own_parameter_opens_low_ports_to_all(box: Maker) -> None:
+    one = certified(box("agent", uid=WWW_DATA, sysctl={"net.ipv4.ip_unprivileged_port_start": "0"}))
+    configure(one, 443)
+    served(one, one.start("nginx", "-c", "/work/nginx.conf"))

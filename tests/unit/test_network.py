@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
+import json
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shim import kernel
 from shim.cold import network_source
 from shim.dim import network
 from shim.errors import Invalid
@@ -136,6 +141,30 @@ def test_private_addresses_need_a_reason(word: str) -> None:
     with pytest.raises(Invalid, match="why"):
         network_source.expand(section, set())
     assert len(network_source.expand(section, {word})["outbound"]) == 1
+
+
+@given(some=grants, gone=st.lists(st.integers(0, 7), max_size=3))
+def test_addresses_are_taken_out_unless_they_are_granted_for_themselves(some: Any, gone: list[int]) -> None:
+    left = network.without(some, [(32, FIRST + at) for at in gone])
+    single = granted([one for one in some if one[1].endswith("/32")])
+    assert granted(left) == {point for point in granted(some) if point[1] not in gone} | single
+    if granted(left) == granted(some) and not gone:
+        assert left is some
+
+
+def test_addresses_of_the_host() -> None:
+    """The oracle is ip(8)."""
+    ip = shutil.which("ip")
+    if not ip:
+        pytest.skip("LOUD: no ip on this host")
+    told = json.loads(subprocess.run([ip, "-j", "address"], capture_output=True, text=True, check=True).stdout)
+    expected = {
+        (32 if one["family"] == "inet" else 128, int(ipaddress.ip_address(one["local"])))
+        for link in told
+        for one in link["addr_info"]
+        if link["ifname"] != "lo"
+    }
+    assert set(kernel.addresses()) == expected
 
 
 def test_grants_without_a_filter_are_a_mistake() -> None:

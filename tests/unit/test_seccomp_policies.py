@@ -224,7 +224,7 @@ def test_every_rule_has_a_reason_and_every_name_exists(policy: str) -> None:
         assert unknown == NEWER, "newer than libseccomp 2.5.4; anything else is misspelt"
 
 
-# Which calls each door needs. The other locks (capabilities, namespaces, devices, paths) are the coherence table's.
+# Which calls each door needs, asked of the profiles' meaning. All locks: shim.cold.two_locks.
 DOORS = {
     "ptrace": "ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd",
     "bpf": "bpf perf_event_open",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from shim.lattice import Spec
 
+FILTER = "filter"
 PROC_NAMES = {
     "mount": "mnt",
     "pid": "pid",
@@ -86,15 +87,17 @@ class Facts:
         args = hook.get("args") or []
         if len(args) == 2:
             return hook == self.lock_hook(args[1])
-        return len(args) == 4 and hook == self.our_hook(args[2], args[3])
+        return len(args) >= 4 and args[4:] in ([], [FILTER]) and hook == self.our_hook(*args[2:])
 
     def lock_hook(self, plan: str) -> dict[str, Any]:
         """The hook that replays the file `plan` in the container's network namespace. It reads no environment."""
         return {"path": self.locker, "args": ["agentshim-net", plan], "env": []}
 
-    def our_hook(self, root: str, container: str) -> dict[str, Any]:
-        """The hook that compares what was mounted with what was checked. An absent env would inherit the engine's."""
-        args = ["agentshim", "hook", root, container]
+    def our_hook(self, root: str, container: str, *what: str) -> dict[str, Any]:
+        """The hook that compares what was mounted with what was checked; or with FILTER, the filter that was loaded
+        with the proved one. An absent env would inherit the engine's.
+        """
+        args = ["agentshim", "hook", root, container, *what]
         return {"path": self.launcher, "args": args, "env": ["PATH=/usr/sbin:/usr/bin"]}
 
     def is_ours(self, mount: dict[str, Any]) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Admit = Callable[[Any, Any, int], None]  # asked and ceiling profile, capability mask: proves and remembers the meet
 
-HOOK = "createRuntime"
+HOOK, LAST = "createRuntime", "poststart"
 
 
 class Plan(Value):
@@ -118,11 +118,23 @@ def _parsed(data: bytes) -> Spec:
     return value  # type: ignore[return-value]
 
 
+def with_last_look(made: Plan, hook: dict[str, Any], facts: Facts) -> Plan:
+    """`made` with a poststart hook of ours: runc runs it while the container's init, with its filter, waits to exec."""
+    out = {**made.spec, "hooks": {**at(made.spec, "hooks", {}), LAST: [*at(made.spec, "hooks." + LAST, []), hook]}}
+    data = wire.dumps(out)
+    check(data, made.asked, made.ceiling, facts, made.dims)
+    return Plan(made.asked, made.ceiling, made.granted, out, data, made.dims)
+
+
 def _with_hooks(out: Spec, hooks: tuple[dict[str, Any], ...], facts: Facts) -> Spec:
     """`out` with our hooks last, once, however often it has been through here; without one that is not wanted."""
-    asked = at(out, "hooks." + HOOK, [])
-    wanted = [*(one for one in asked if not facts.is_our_hook(one)), *hooks]
-    return out if wanted == asked else {**out, "hooks": {**at(out, "hooks", {}), HOOK: wanted}}
+    before = every = at(out, "hooks", {})
+    for kind, ours in ((HOOK, hooks), (LAST, ())):
+        asked = every.get(kind) or []
+        wanted = [*(one for one in asked if not facts.is_our_hook(one)), *ours]
+        if wanted != asked:
+            every = {**every, kind: wanted}
+    return out if every is before else {**out, "hooks": every}
 
 
 def _with_hosts(out: Spec, facts: Facts) -> Spec:

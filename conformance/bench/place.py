@@ -47,8 +47,10 @@ class Place:
         _mount_hugetlb()
         self._launch_conf = kept
 
-    def furnish(self, name: str, config: str | None) -> None:
-        """Make the namespace `name`, its config.toml holding `config` (None: there is none), and be in it."""
+    def furnish(self, name: str, config: str | None, policy: tuple[str, str] | None = None) -> None:
+        """Make the namespace `name`, its config.toml holding `config` (None: there is none), with the host policy
+        `policy` (name, text) if given, and be in it.
+        """
         if self._doors:
             _unshare()
         STATE.mkdir(mode=0o700, exist_ok=True)
@@ -58,6 +60,9 @@ class Place:
             (SETTINGS / "launch.conf").write_bytes(self._launch_conf)
         if config is not None:
             (SETTINGS / "config.toml").write_text(config)
+        if policy is not None:
+            (SETTINGS / "policies").mkdir(mode=0o755)
+            (SETTINGS / "policies" / f"{policy[0]}.toml").write_text(policy[1])
         self._doors[name] = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
     def enter(self, name: str) -> None:

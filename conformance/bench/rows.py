@@ -114,6 +114,27 @@ def creates(bench: Bench) -> Iterator[Row]:
     yield from bench.row("creates", "first `create` after a boot", samples, "shim", "runc", None, "ms")
 
 
+def network(bench: Bench) -> Iterator[Row]:
+    """What a filtered network adds: the lock that the native hook loads, and what its end costs."""
+    deletes: Samples = {"shim-net": [], "shim": []}
+
+    def one(name: str) -> float:
+        container = bench.fresh(name)
+        try:
+            took = timed(container.create)
+            container.start()
+            container.wait()
+            deletes[name].append(timed(container.delete))
+            return took
+        finally:
+            container.discard()
+
+    samples = bench.interleave({name: partial(one, name) for name in deletes}, bench.rounds, QUIET)
+    yield from bench.row("network", "`create`, network filtered", samples, "shim-net", "shim", 3, "ms")
+    ends = {name: deletes[name][1:] for name in samples}
+    yield from bench.row("network", "`delete`, network filtered", ends, "shim-net", "shim", 1, "ms")
+
+
 def crowd(bench: Bench) -> Iterator[Row]:
     """Lives 8 at a time, in batches that take turns; a sample is the ms a life of one batch."""
     batches = 5 if bench.rounds >= 10 else 3
@@ -163,6 +184,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "lives": lives,
     "expedited": expedited,
     "creates": creates,
+    "network": network,
     "crowd": crowd,
     "execs": execs,
     "updates": updates,

@@ -52,6 +52,30 @@ def test_first_start(runtime: Runtime, bundle: Maker) -> None:
     assert runtime.room.run(["ls", "/run/agentshim/unseen"]).code != 0
 
 
+def test_the_first_run_compares_too(runtime: Runtime, bundle: Maker, delegate: str) -> None:
+    """With runc, in a hook while the init waits; the second run has none. crun loads when nobody can look."""
+    if "agent" not in str(runtime.program) or "identity" in str(runtime.program):
+        pytest.skip("no ceiling: nothing is compared")
+    if delegate == CRUN:
+        pytest.skip("NOT POSSIBLE WITH CRUN's run: the proof is of what libseccomp compiled")
+    asked = spec("echo", "ran")
+    asked["linux"]["seccomp"] = {**PROFILE, "syscalls": [{"names": ["kcmp", "quotactl"], "action": "SCMP_ACT_ERRNO"}]}
+    before = seen(runtime)
+    made = bundle(asked)
+    assert runtime.must("run", "--bundle", str(made.path), "a").startswith("ran")
+    assert len(json.loads((made.path / "config.json").read_text())["hooks"]["poststart"]) == 1
+    new = {key: probes for key, probes in seen(runtime).items() if key not in before}
+    assert len(new) == 1
+    assert min(new.values()) > 1000
+    other = bundle(asked)
+    assert runtime.must("run", "--bundle", str(other.path), "b").startswith("ran")
+    assert "poststart" not in json.loads((other.path / "config.json").read_text()).get("hooks", {})
+    # What was lowered once is another pair; the hook of its first run makes place for that of its own.
+    assert runtime.must("run", "--bundle", str(made.path), "c").startswith("ran")
+    args = [one["args"][3:] for one in json.loads((made.path / "config.json").read_text())["hooks"]["poststart"]]
+    assert args == [["c", "filter"]]
+
+
 def test_what_crun_will_load_is_what_it_loads(runtime: Runtime, bundle: Maker, delegate: str) -> None:
     """The file that was compared is the filter of the running container, to the byte."""
     if delegate != CRUN:

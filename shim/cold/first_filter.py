@@ -18,14 +18,17 @@ from shim.kernel import Facts
 from shim.verbs import gate
 
 
-def compare(record: dict[str, Any]) -> int:
-    """The number of probes made. Bug if the loaded filter is looser; HostError if the container is not there."""
+def compare(record: dict[str, Any], programs: list[bytes] | None = None) -> int:
+    """The number of probes made, on the filters of a created container or on those that are given. Bug if the loaded
+    filter is looser; HostError if the container is not there.
+    """
     data = state.asked(record["root"], record["id"])
     asked_spec, _ = spec.check(wire.loads(data, "start", "config.json"), "drop")
     chosen = policy.load(record["policy"], policy.config())
     held = capabilities.from_spec({"process": record["process"]}, Facts())
     ceiling = seccomp.resolve(seccomp.from_policy(chosen.sections.get("seccomp")), held.sets[0] & held.sets[1])
-    probes = loaded_filter.verify(_programs(record), seccomp.from_spec(asked_spec, Facts()), ceiling)
+    programs = _programs(record) if programs is None else programs
+    probes = loaded_filter.verify(programs, seccomp.from_spec(asked_spec, Facts()), ceiling)
     seen = Path(gate.PROVED) / (record["unseen"] + gate.SEEN)
     seen.write_text(json.dumps({"probes": probes}) + "\n")
     os.chmod(seen, 0o600)

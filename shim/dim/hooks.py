@@ -30,7 +30,7 @@ SETKEY_KINDS = ("prestart", "createRuntime")
 # What a hook's environment may hold: LD_PRELOAD, PYTHONPATH, BASH_ENV and their kind make any program another.
 ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "TERM", "XDG_RUNTIME_DIR", "PATH")
 PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-OURS = "createRuntime"  # where `plan` puts our own
+OURS = ("createRuntime", "poststart")  # where `plan` puts our own
 WORDS = {
     "engine": "an engine's own",
     "listed": "not on the list",
@@ -77,7 +77,7 @@ def from_spec(spec: Spec, facts: Facts) -> Hooks:
             _described(kind, hook, facts)
             for kind in KINDS
             for hook in asked.get(kind) or ()
-            if kind != OURS or not facts.is_our_hook(hook)
+            if kind not in OURS or not facts.is_our_hook(hook)
         ),
         None,
     )

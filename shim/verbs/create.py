@@ -51,13 +51,17 @@ def run(call: Call, context: Context) -> int:
         hooks.append(facts.lock_hook(state.lock_path(root, container)))
     admit = gate.Admitter(delegate)
     made = plan.make(asked, ceiling, facts, admit, config.mode, hooks=tuple(hooks))
+    unseen = admit.unseen if config.mode != "audit" else ""
+    if unseen and call.verb == "run" and delegate.kind == "runc":
+        made = plan.with_last_look(made, facts.our_hook(root, container, kernel.FILTER), facts)
     out = made.data if made.data is not None or not dropped else wire.dumps(made.spec)
 
     record = _record(directory.path, config, chosen, made, pins)
     record["network"] = locked.section
-    if admit.unseen and call.verb == "create" and config.mode != "audit":
-        record["unseen"] = admit.unseen
-        state.mark(admit.unseen)
+    if unseen:
+        record["unseen"] = unseen
+        if call.verb == "create":
+            state.mark(unseen)
     state.claim(root, container, record, data, locked.plan, locked.hosts)
     if out is not None and out != data:
         directory.replace(CONFIG, out, status)

@@ -28,17 +28,31 @@ NODES = ("/null", "/zero", "/full", "/random", "/urandom", "/tty")  # bound from
 
 
 def run(call: Call) -> int:
-    """`agentshim hook ROOT ID`, with the OCI state on stdin. Refused if something was exchanged."""
-    root, container = call.args
+    """`agentshim hook ROOT ID [filter]`, with the OCI state on stdin. Refused if something was exchanged, Bug if the
+    filter that was loaded is looser than the one that was proved.
+    """
+    root, container, *what = call.args
     record = state.load(root, container)
     if record is None:
         raise HostError("hook", container, "no record", "the one of its create", "create the container anew")
     told = wire.loads(sys.stdin.buffer.read(), "hook", "state")
     pid = int(told["pid"])  # type: ignore[index]
+    if what == [kernel.FILTER]:
+        return _check_filter(record, pid, str(told["status"]))  # type: ignore[index]
     pins = record["pins"]
     _check_namespaces(pid, pins["namespaces"])
     if pins["mounts"]:
         check_mounts(mountinfo.table(pid), mountinfo.table(), record["rootfs"], pins["mounts"], pins["loose"])
+    return 0
+
+
+def _check_filter(record: dict[str, Any], pid: int, status: str) -> int:
+    """As at the first `start` after a create; `run` has none."""
+    if status != "created":  # a later runc may call us when the program runs already: it is ended
+        raise HostError("hook", "poststart", status, "a container that waits", "use create and start")
+    from shim.cold import first_filter, loaded_filter
+
+    first_filter.compare(record, loaded_filter.filters(pid))
     return 0
 
 

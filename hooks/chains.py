@@ -36,6 +36,9 @@ HARD6 = (
 )
 
 
+RTN_LOCAL = 2
+
+
 def _native(value: int) -> bytes:
     return value.to_bytes(4, byteorder)
 
@@ -48,7 +51,7 @@ ACCEPT, DROP = nft.verdict(nft.ACCEPT), nft.verdict(nft.DROP)
 TCP, UDP = (meta(nft.L4PROTO) + compared(bytes((number,))) for number in (6, 17))
 RESET = payload(TRANSPORT, 13, 1) + masked(b"\4") + compared(b"\4")
 OUT_LO, IN_LO = (meta(key) + compared(_native(1)) for key in (nft.OIF, nft.IIF))
-INVALID, RELATED = _state(nft.INVALID), _state(nft.RELATED)
+INVALID, RELATED, NEW = _state(nft.INVALID), _state(nft.RELATED), _state(nft.NEW)
 FIRST_WAY, WAY_BACK = (ct(nft.DIRECTION) + compared(bytes((side,))) for side in (ORIGINAL, REPLY))
 _L4 = meta(nft.L4PROTO)
 _FLOW = ct(nft.PROTOCOL, 1)
@@ -131,6 +134,10 @@ def _open6(chains: Rules, icmp: bool) -> None:
     discovery = kind + compared(b"\x85", nft.LEAST) + compared(b"\x88", nft.MOST) + ACCEPT
     chains.update({"deny6": _deny(v6), "output6": [discovery, *_output(v6, icmp)]})
     chains["input6"] = [discovery, *_input(v6, icmp)]
+    # IPv6 takes any source on lo (IPV6_FREEBIND needs no right): a packet to itself would make conntrack believe that a
+    # stranger has called, and the answer go out. What the kernel itself answers by lo in a stranger's name is not new.
+    foreign = OUT_LO + v6.here + NEW + nft.source_kind() + compared(_native(RTN_LOCAL), nft.UNEQUAL)
+    chains["output"].insert(0, foreign + DROP)
     for name in ("output", "input"):
         chains[name].append(v6.here + nft.verdict(nft.GOTO, name + "6"))
 

@@ -53,7 +53,7 @@ WIDTHS = {IPV4_ADDR: 4, IPV6_ADDR: 16, INET_PROTO: 1, INET_SERVICE: 2}
 # Keys of meta and ct, states and directions, bases of payload, comparisons
 IIF, OIF, NFPROTO, L4PROTO = 4, 5, 15, 16
 STATE, DIRECTION, PROTOCOL, PROTO_SRC, PROTO_DST, SRC_IP, SRC_IP6 = 0, 1, 10, 11, 12, 19, 21
-INVALID, ESTABLISHED, RELATED = 1, 2, 4
+INVALID, ESTABLISHED, RELATED, NEW = 1, 2, 4, 8
 ORIGINAL, REPLY = 0, 1
 NETWORK, TRANSPORT = 1, 2
 EQUAL, UNEQUAL, LEAST, MOST = 0, 1, 5, 3
@@ -201,6 +201,11 @@ def ct(key: int, register: int = 1, direction: int | None = None) -> bytes:
     """Load what conntrack knows of the packet's flow; the rule ends here where the packet is not tracked."""
     side = b"" if direction is None else attribute(3, bytes((direction,)))
     return _expression("ct", u32(2, key), u32(1, register), side)
+
+
+def source_kind(register: int = 1) -> bytes:
+    """Load what the routing table says of the packet's source address: fib saddr type, a number of rtnetlink(7)."""
+    return _expression("fib", u32(1, register), u32(2, 3), u32(3, 1))
 
 
 def payload(base: int, offset: int, length: int, register: int = 1) -> bytes:

@@ -210,8 +210,16 @@ def resolvers() -> list[str]:
         for line in _read(place).decode("ascii", "replace").split("\n"):
             words = line.split()
             if words[:1] == ["nameserver"] and len(words) == 2 and not words[1].startswith(("127.", "::1", "fe80:")):
-                found.append(words[1])
-    return found
+                found.append(words[1].partition("%")[0])
+    return [one for one in found if _is_address(one)]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        network.block(text)
+    except (OSError, ValueError):
+        return False
+    return "/" not in text
 
 
 def addresses() -> list[tuple[int, int]]:

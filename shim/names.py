@@ -11,7 +11,7 @@ import posix
 
 from shim import bundle, hostpaths, wire
 from shim.dim import mounts, network
-from shim.errors import HostError, Refused, ShimError
+from shim.errors import HostError, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,16 +45,19 @@ def resolve(named: list[list[Any]], public: list[str], own: list[tuple[int, int]
     return found
 
 
-def hosts(spec: Spec, directory: str, pins: dict[str, list[str]]) -> bytes:
-    """The container's /etc/hosts with the names in it: the engine's own if it mounts one, else a plain one."""
-    source = next((m.get("source") for m in spec.get("mounts") or () if mounts.destination_of(m) == PLACE), None)
+def hosts(spec: Spec, sources: dict[str, Any], pins: dict[str, list[str]]) -> bytes:
+    """The container's /etc/hosts with the names in it: the engine's own if it mounts one, else a plain one.
+
+    `sources`: what each source of a mount is, as it was classified: of what is not an engine's, or could be exchanged
+    by others since, nothing is read.
+    """
     before = LOCAL
-    if source:
-        folder, name = hostpaths.split(hostpaths.real(hostpaths.join(directory, source)))
-        try:
-            before = bundle.Directory(folder, shared=True).read(name)[0]
-        except ShimError:
-            pass  # the engine's mount is refused or kept by its own dimension; the names are what is needed here
+    for mount in spec.get("mounts") or ():
+        source = sources.get(mount.get("source") or "")
+        if mounts.destination_of(mount) == PLACE and source and source.kind == "engine" and source.steady:
+            folder, name = hostpaths.split(source.real)
+            data = bundle.Directory(folder, shared=True).read(name)[0]
+            before = data if len(data) <= MOST_BYTES else LOCAL
     lines = "".join(f"{address}\t{name}\n" for name, addresses in pins.items() for address in addresses)
     return before.partition(MARK)[0].rstrip(b"\n") + b"\n" + MARK + lines.encode()
 

@@ -22,7 +22,7 @@ DIRECTORY = "/run/agentshim"
 UNSEEN = DIRECTORY + "/unseen"  # native/launcher.c knows this name
 VERSION = 1
 # What was decided; config.json as it came, for `explain`; what the native hook does to the container's network.
-RECORD, ASKED, LOCK, HOSTS = ".json", ".asked", ".net", ".hosts"
+RECORD, ASKED, LOCK, HOSTS, LEASES = ".json", ".asked", ".net", ".hosts", ".leases"
 SWEEP = 32  # records that one create looks at: bounds what it pays for others
 
 
@@ -138,13 +138,33 @@ def scratch(data: bytes) -> str:
     return f"{DIRECTORY}/{name}"
 
 
+def leased(record: dict[str, Any], names: dict[str, list[str]] | None = None) -> dict[str, list[str]]:
+    """What the names of a container's leases led to when they were granted; `names` replaces it."""
+    directory, name = _directory(), _name(record["root"], record["id"]) + LEASES
+    lock = _locked()
+    try:
+        if names is not None:
+            directory.replace(name, wire.dumps(names), posix.fstat(lock))
+            return names
+        told = wire.loads(directory.read(name)[0], "state", name)
+    except ShimError:
+        return {}  # none yet
+    finally:
+        posix.close(lock)
+    return told if isinstance(told, dict) else {}
+
+
 def init_of(record: dict[str, Any]) -> int:
-    """The first process of a container, as its delegate remembers it; 0 if that is not there (yet)."""
+    """The first process of a container, as its delegate remembers it; 0 if that is not there (yet), or has ended: its
+    number may be another's by now.
+    """
     place = f"{record['root']}/{record['id']}"
-    for name, key in (("state.json", "init_process_pid"), ("status", "pid")):  # runc, crun
+    known = (("state.json", "init_process_pid", "init_process_start"), ("status", "pid", "process-start-time"))
+    for name, key, start in known:  # runc, crun
         try:
             told = wire.loads(bundle.Directory(place, shared=True).read(name)[0], "state", name)
-            return int(told[key])  # type: ignore[index]
+            pid = int(told[key])  # type: ignore[index]
+            return pid if _started(str(pid)) == int(told[start]) != 0 else 0  # type: ignore[index]
         except (ShimError, OSError, KeyError, TypeError, ValueError):
             continue
     return 0
@@ -216,7 +236,7 @@ def _sweep(directory: bundle.Directory, kept: str) -> None:
     for name in (names[start:] + names[:start])[:SWEEP]:
         record = _load(directory, name)
         if record is None or not _in_use(record["root"], record["id"], record):
-            for suffix in (RECORD, ASKED, LOCK, HOSTS):
+            for suffix in (RECORD, ASKED, LOCK, HOSTS, LEASES):
                 _unlink(directory, name + suffix)
     for name in posix.listdir(directory.fd):
         kind, _, rest = name.partition("-")

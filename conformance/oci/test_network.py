@@ -195,6 +195,58 @@ def test_names_that_lead_nowhere_good(named: Runtime, bundle: Maker, word: str, 
     assert (made.path / "config.json").read_bytes() == before
 
 
+def test_joining_a_network_that_is_locked_by_names(named: Runtime, bundle: Maker) -> None:
+    peers(named, "tcp:api.lab.test:443")
+    named.must("create", "--bundle", str(bundle(config(named, "sleep", "100")).path), "first")
+    asked = config(named, "true")
+    place = f"/proc/{named.state('first')['pid']}/ns/net"
+    asked["linux"]["namespaces"] = [
+        {"type": "network", "path": place} if one["type"] == "network" else one for one in asked["linux"]["namespaces"]
+    ]
+    named.must("create", "--bundle", str(bundle(asked).path), "second")
+
+
+def test_a_lock_that_is_gone_is_not_joined(runtime: Runtime, bundle: Maker) -> None:
+    """The record says that the network is filtered; the kernel says that it is not."""
+    runtime.must("create", "--bundle", str(bundle(config(runtime, "sleep", "100")).path), "first")
+    place = f"/proc/{runtime.state('first')['pid']}/ns/net"
+    runtime.room.run(["nsenter", f"--net={place}", tool("nft"), "flush", "ruleset"])
+    asked = config(runtime, "true")
+    asked["linux"]["namespaces"] = [
+        {"type": "network", "path": place} if one["type"] == "network" else one for one in asked["linux"]["namespaces"]
+    ]
+    assert runtime.call("create", "--bundle", str(bundle(asked).path), "second").code == 1
+
+
+def test_leases_by_name(named: Runtime, bundle: Maker) -> None:
+    """Public addresses only, and ended where they were granted, wherever the name leads by then."""
+    peers(named, "tcp:203.0.113.1:443")
+    named.must("create", "--bundle", str(bundle(config(named, "sleep", "100")).path), "leased")
+    shim = str(named.room.base / "bin" / "agentshim")
+    options = ("--ttl", "1h", "--why", "a test of names")
+    inside = named.room.run([shim, "lease", "egress", "leased", "tcp:inside.lab.test:22", *options])
+    assert inside.code == 1, str(inside)
+    assert named.room.run([shim, "lease", "egress", "leased", "tcp:api.lab.test:22", *options]).code == 0
+    named.room.run(["sh", "-c", "grep -v 203.0.113.78 /etc/hosts > /etc/h; cat /etc/h > /etc/hosts"])
+    assert named.room.run([shim, "lease", "revoke", "leased", "tcp:api.lab.test:22"]).code == 0
+    assert named.room.run([shim, "lease", "list", "leased"]).out == ""
+
+
+def test_a_hosts_file_that_is_not_the_engines_is_not_read(named: Runtime, bundle: Maker) -> None:
+    """Whoever lends the volume would choose, by a link, which file of the host to read."""
+    peers(named, "tcp:api.lab.test:443")
+    shared = named.room.base / f"v{next(COUNTER)}"
+    shared.mkdir(mode=0o777)
+    (shared / "hosts").write_text("198.51.100.1 mine\n")
+    asked = config(named, "cat", "/etc/hosts")
+    asked["mounts"].append(
+        {"destination": "/etc/hosts", "type": "bind", "source": str(shared / "hosts"), "options": ["rbind", "ro"]}
+    )
+    done = named.call("run", "--bundle", str(bundle(asked).path), "c")
+    assert "mine" not in done.out, str(done)
+    assert "api.lab.test" in done.out
+
+
 def test_names_beside_a_volume(named: Runtime, bundle: Maker) -> None:
     """The hook that compares the mounts knows ours."""
     peers(named, "tcp:api.lab.test:443")

@@ -133,7 +133,7 @@ def _code() -> dict[str, list[int]]:
     """Files of ours among the sources: an upgrade of agentshim may give the same text another meaning."""
     directory = policy.PACKAGE + "/policies/seccomp"
     profiles = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-    files = [__file__, *(f"{directory}/{name}" for name in profiles if name.endswith(".toml"))]
+    files = [__file__, network_source.__file__, *(f"{directory}/{name}" for name in profiles if name.endswith(".toml"))]
     hooks = os.path.dirname(lock.__file__)
     files += [f"{hooks}/{name}" for name in sorted(os.listdir(hooks)) if name.endswith(".py")]
     return {path: policy.record(os.lstat(path)) for path in files}

@@ -66,12 +66,12 @@ def _of_container(subject: str, name: str | None, config: policy.Config) -> dict
 def find(subject: str) -> dict[str, Any]:
     """The record of a container by its id, a unique prefix of it, or the name that an engine knows. Invalid if none."""
     records = state.records()
-    found = [one for one in records if one["id"] == subject] or [
-        one for one in records if one["id"].startswith(subject)
-    ]
-    if not found:
+    found = [one for one in records if one["id"] == subject]
+    if not found:  # a name first: ids that begin with it can be had by trying
         known = _engine_ids(subject)
         found = [one for one in records if one["id"] in known]
+    if not found:
+        found = [one for one in records if one["id"].startswith(subject)]
     if len(found) == 1:
         return found[0]
     asked = f"{subject} ({len(found)} containers)" if found else subject
@@ -97,7 +97,7 @@ def _explained(data: bytes, path: str, subject: str, name: str | None, config: p
     asked_spec, dropped = spec.check(wire.loads(data, "explain", "config.json"), config.unknown_keys)
     chosen = _policy(name, asked_spec, config)
     facts = kernel.gather(asked_spec, os.path.realpath(path), invocation.BOTTOM)
-    facts.launcher = gate.launcher()
+    facts.launcher, facts.locker = gate.launcher(), gate.program("agentshim-net")
     ceiling = product.from_policy(chosen.sections)
     made = plan.make(asked_spec, ceiling, facts, gate.Admitter(runc.find(config)), "audit")
     refused = [str(one) for one in product.refusals(made.asked, made.granted)] + _not_written(asked_spec, made, facts)

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from hooks import records
-from shim import policy, state
+from shim import kernel, policy, state
 from shim.cold import audit, compile, network_source
 from shim.cold.explain import find
 from shim.dim import network
@@ -173,8 +173,11 @@ def _granted(options: argparse.Namespace) -> int:
     seconds = _seconds(options.ttl)
     if len(options.why.strip()) < 3:
         raise Invalid("lease", "--why", options.why, "a reason of 3 characters at least", "say what it is for")
-    for address in _addresses(host):
-        _bounded(protocol, address, port)
+    addresses = _addresses(host)
+    for address in addresses:
+        _bounded(protocol, address, port, named=address != host)
+    state.leased(record, {**state.leased(record), options.peer: addresses})
+    for address in addresses:
         audit.write("lease_granted", record, peer=f"{protocol}:{address}:{port}", ttl=seconds, why=options.why)
         records.lease_add(_namespace(record), protocol, address, port, seconds * 1000)
         print(f"{record['id'][:12]} may reach {protocol}:{address}:{port} for {seconds} s")
@@ -185,7 +188,9 @@ def _revoked(options: argparse.Namespace) -> int:
     record = _locked(find(options.container))
     protocol, host, port = _peer(options.peer)
     there = {one[:3] for one in records.leases(_namespace(record))}
-    ended = [address for address in _addresses(host) if (protocol, address, port) in there]
+    # What the name led to when it was granted; now it may lead elsewhere.
+    addresses = state.leased(record).get(options.peer) or _addresses(host)
+    ended = [address for address in addresses if (protocol, address, port) in there]
     for address in ended:
         records.lease_del(_namespace(record), protocol, address, port)
         audit.write("lease_revoked", record, peer=f"{protocol}:{address}:{port}")
@@ -197,7 +202,7 @@ def _revoked(options: argparse.Namespace) -> int:
 
 def _leases(options: argparse.Namespace) -> int:
     every = [find(options.container)] if options.container else state.records()
-    for record in [one for one in every if one.get("network")]:
+    for record in [one for one in every if one.get("network") and (options.container or state.init_of(one))]:
         for protocol, address, port, timeout, left in records.leases(_namespace(record)):
             row = {"container": record["id"], "peer": f"{protocol}:{address}:{port}", "ttl": timeout, "left": left}
             text = f"{record['id'][:12]} {row['peer']}: {left / 1000:.0f} s of {timeout / 1000:.0f} s left"
@@ -205,10 +210,14 @@ def _leases(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bounded(protocol: str, address: str, port: int) -> None:
-    """Refused unless the host limit lets a policy grant the peer, for the reason that was given here."""
+def _bounded(protocol: str, address: str, port: int, named: bool) -> None:
+    """Refused unless the host limit lets a policy grant the peer, for the reason that was given here; the reason is
+    good for an address, not for whatever a name leads to.
+    """
     word = f"{protocol}:{f'[{address}]' if ':' in address else address}:{port}"
-    section = network_source.expand({"mode": "confine", "outbound": [word]}, {word})
+    section = network_source.expand({"mode": "confine", "outbound": [word]}, set() if named else {word})
+    if named and network.block(address)[:2] in kernel.addresses():
+        raise Refused("lease", "PEER", f"{word}, this host", "public addresses, for a name", "give the address itself")
     config = policy.config()
     limit = network.from_policy(compile.form_of(compile.resolve(config.limit, config))["sections"]["network"])
     if not network.leq(network.from_policy(section), limit):

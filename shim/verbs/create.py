@@ -38,7 +38,7 @@ def run(call: Call, context: Context) -> int:
 
     invocation = runc.asked(env, call)
     facts = kernel.gather(asked, hostpaths.real(directory.path), invocation)
-    facts.launcher = gate.launcher()
+    facts.launcher, facts.locker = gate.launcher(), gate.program("agentshim-net")
     ceiling = product.from_policy(chosen.sections)
     root = state.root_of(call.root, delegate.kind, env)
     locked = lock.decide(asked, ceiling, chosen.sections.get("network"), facts, config.mode)

@@ -14,7 +14,6 @@ from shim import kernel, names, state
 from shim.dim import namespaces, network
 from shim.errors import Refused
 from shim.lattice import Value
-from shim.verbs import gate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,11 +45,13 @@ def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: s
     another one. `ceiling`: the policy's.
     """
     mine = ceiling[network.NAME]
+    if mode == "audit":
+        return OPEN
     there = _granted(spec, ceiling, facts)
     members = _members(there) if there.startswith("at:") else []
     if members:
         return _joined(members, mine, facts)
-    if mine.open or mode == "audit":
+    if mine.open:
         return OPEN
     if there == namespaces.HOST:
         todo = 'take "network" out of [namespaces] host, or set [network] mode = "engine"'
@@ -62,7 +63,6 @@ def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: s
         todo = "start those in it under agentshim first, or give this container a network of its own"
         asked = f"the network of process {strangers[0]}, which agentshim did not start"
         raise Refused(network.NAME, "join", asked, "one that can be filtered for all in it", todo)
-    facts.locker = gate.program("agentshim-net")
     kept = {key: value for key, value in section.items() if key not in ("plan", "public")}
     own = kernel.addresses()
     kept["outbound"] = network.without(section["outbound"], own)  # whoever means the host names its address
@@ -70,11 +70,12 @@ def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: s
         return Lock(a2b_base64(section["plan"]), kept)
     from hooks import lock, plan  # what names lead to, and the host's name servers, may be others at each start
 
-    kept["resolvers"] = kernel.resolvers() if section["dns"] else []
+    six = any(":" in one[1] for one in kept["outbound"])  # a name server alone opens no IPv6
+    kept["resolvers"] = [one for one in kernel.resolvers() if six or ":" not in one] if section["dns"] else []
     kept["pins"] = pins = names.resolve(section["names"], section["public"], own) if "names" in section else {}
     found = [[p, address, *ports] for p, name, *ports in section.get("names", ()) for address in pins[name]]
     kept["outbound"] = [*kept["outbound"], *found]
-    hosts = names.hosts(spec, facts.bundle, pins) if pins else b""
+    hosts = names.hosts(spec, facts.sources, pins) if pins else b""
     return Lock(plan.encode(lock.steps(kept)), kept, hosts)
 
 
@@ -84,19 +85,25 @@ def _granted(spec: Spec, ceiling: Product, facts: Facts) -> str:
     return met.kinds[namespaces.KINDS.index("network")]
 
 
-def _members(namespace: str) -> list[dict[str, Any]]:
-    """The records of the containers that live in a network namespace."""
+def _members(namespace: str) -> list[tuple[dict[str, Any], int]]:
+    """The records of the containers that live in a network namespace, and their first processes."""
     found = [(record, state.init_of(record)) for record in state.records()]
-    return [record for record, pid in found if pid and kernel.namespace_of(pid, "network") == namespace]
+    return [(record, pid) for record, pid in found if pid and kernel.namespace_of(pid, "network") == namespace]
 
 
-def _joined(members: list[dict[str, Any]], mine: network.Network, facts: Facts) -> Lock:
+def _joined(members: list[tuple[dict[str, Any], int]], mine: network.Network, facts: Facts) -> Lock:
     """The lock of those who are there, if this policy allows all that it lets through."""
-    section = next((one["network"] for one in members if one.get("network")), None)
+    locked = next(((one["network"], pid) for one, pid in members if one.get("network")), None)
+    section = None
+    if locked:
+        from hooks import records
+
+        records.leases(f"/proc/{locked[1]}/ns/net")  # HostError unless the kernel has the lock that the record tells of
+        section = {key: value for key, value in locked[0].items() if key != "names"}  # what they led to is in it
     facts.network = network.from_policy(section or "top")
     if network.leq(facts.network, mine):
         return Lock(b"", section)
-    names = ", ".join(sorted({str(one["policy"]) for one in members}))
-    asked = f"the network of {members[0]['id']}, filtered by {names if section else 'nothing'}"
+    names = ", ".join(sorted({str(one["policy"]) for one, _ in members}))
+    asked = f"the network of {members[0][0]['id']}, filtered by {names if section else 'nothing'}"
     todo = "start it under a policy with the same [network], or give it a network of its own"
     raise Refused(network.NAME, "join", asked, "a network that lets through no more than its own policy", todo)

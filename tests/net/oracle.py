@@ -47,6 +47,7 @@ def chains(six: bool, dns: bool, icmp: bool) -> dict[str, list[str]]:
     out = {"deny": _deny("")}
     out["output"] = [
         "type filter hook output priority filter; policy drop;",
+        *(["oif 1 meta nfproto ipv6 ct state new fib saddr type != local drop"] if six else []),
         *([] if dns else ["ip daddr 127.0.0.11 goto deny"]),
         "oif 1 accept",
         "ct state invalid drop",

@@ -367,6 +367,38 @@ def test_a_spoofed_caller_on_lo_opens_no_way_back_to_it(lab: Lab) -> None:
     assert lab.inside(lab.c, lambda: spoofed(FAR4, 80, 8081)) == REFUSED["udp"]
 
 
+def free6(port: int) -> str:
+    """As `spoofed`, with no right at all: IPv6 binds to any address where IPV6_FREEBIND says so."""
+    made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    made.bind((CONTAINER6, port))
+    made.settimeout(0.5)
+    caller = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    caller.setsockopt(socket.IPPROTO_IPV6, 78, 1)
+    caller.bind((FAR6, 5353))
+
+    def go() -> bool:
+        caller.sendto(b"x", (CONTAINER6, port))
+        made.recvfrom(1)
+        return made.sendto(b"y", (FAR6, 5353)) == 1 and made.recv(9) != b""
+
+    return labs.attempt(go)
+
+
+def test_a_caller_that_is_no_address_of_ours_is_not_heard_on_lo(lab: Lab) -> None:
+    lab.serve(lab.i, ("udp", FAR6, 5353))
+    lab.load({"outbound": [["tcp", "2001:db8:1::1", 443, 443]], "inbound": [["udp", 8080, 8080]]})
+    assert lab.inside(lab.c, lambda: free6(8080), labs.NOBODY) == "EPERM"
+    assert lab.rows("flows") == {}
+
+
+def test_what_we_tell_ourselves_is_heard(lab: Lab) -> None:
+    """The control: with IPv6 open, ::1 and our own addresses are."""
+    lab.serve(lab.c, ("udp", CONTAINER6, 53), ("tcp", "::1", 53))
+    lab.load({"outbound": [["tcp", "2001:db8:1::1", 443, 443]]})
+    assert lab.udp(CONTAINER6, 53) == "open"
+    assert lab.tcp("::1", 53) == "open"
+
+
 def test_interfaces_that_appear_later_are_locked_too(lab: Lab) -> None:
     """docker network connect: another interface, another address."""
     lab.load({"inbound": [["tcp", 8080, 8080]]})

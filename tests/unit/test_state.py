@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -145,3 +146,20 @@ def test_where_the_delegate_keeps_its_own(
 def test_a_start_time_is_in_the_past() -> None:
     assert 0 < state._started("self") < time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK") + 1
     assert state._started("0") == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [("state.json", ("init_process_pid", "init_process_start")), ("status", ("pid", "process-start-time"))],
+    ids=["runc", "crun"],
+)
+def test_the_first_process_is_none_once_its_number_is_anothers(
+    delegate: Path, file: str, keys: tuple[str, str]
+) -> None:
+    record = {"root": str(delegate), "id": "a"}
+    (delegate / "a").mkdir()
+    assert state.init_of(record) == 0
+    started = state._started("self")
+    for start, expected in ((started, os.getpid()), (started - 1, 0), (0, 0)):
+        (delegate / "a" / file).write_text(json.dumps({keys[0]: os.getpid(), keys[1]: start}))
+        assert state.init_of(record) == expected

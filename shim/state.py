@@ -16,6 +16,7 @@ from shim.errors import HostError, Refused, ShimError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 DIRECTORY = "/run/agentshim"
@@ -49,10 +50,16 @@ def hosts_path(root: str, container: str) -> str:
 
 
 def claim(
-    root: str, container: str, record: dict[str, Any], asked: bytes, lock_plan: bytes = b"", hosts: bytes = b""
+    root: str,
+    container: str,
+    record: dict[str, Any],
+    asked: bytes,
+    lock_plan: bytes = b"",
+    hosts: bytes = b"",
+    waits: bool = False,
 ) -> None:
     """Writes `record` for a container about to be created, with the spec that was asked, and the plan of its network
-    and its /etc/hosts if there are such; and sweeps some stale ones.
+    and its /etc/hosts if there are such; and sweeps some stale ones. `waits`: its start is to compare a filter.
 
     Refused if the id is in use. HostError if /run does not take it. Two creates of one id cannot both pass: the check
     and the write are under one lock.
@@ -79,6 +86,8 @@ def claim(
             directory.replace(name + HOSTS, hosts, posix.fstat(lock))
             posix.chmod(name + HOSTS, 0o644, dir_fd=directory.fd)  # whoever reads it inside is not root
         directory.replace(name + RECORD, wire.dumps(full), posix.fstat(lock))
+        if waits:
+            _mark(record["unseen"])
         _sweep(directory, name)
     finally:
         posix.close(lock)
@@ -105,9 +114,8 @@ def records() -> list[dict[str, Any]]:
     return [one for one in loaded if one is not None and _in_use(one["root"], one["id"], one)]
 
 
-def mark(key: str) -> None:
+def _mark(key: str) -> None:
     """Makes the launcher send the next `start` here, until `unmark`: a filter is to be compared. HostError as claim."""
-    _directory()
     for path in (UNSEEN, f"{UNSEEN}/{key}"):
         try:
             posix.mkdir(path, 0o700)
@@ -124,6 +132,22 @@ def unmark(key: str) -> None:
             posix.rmdir(path)
         except OSError:
             pass  # another one is waiting, or another start was faster
+
+
+def unmark_others(seen: Callable[[str], bool]) -> None:
+    """Takes back marks that wait for nothing: the filter was compared elsewhere, or its containers never started."""
+    if not hostpaths.exists(UNSEEN):
+        return
+    lock = _locked()  # a claim writes its record and its mark under it
+    try:
+        waiting = {str(one["unseen"]) for one in records() if one.get("unseen")}
+        for key in posix.listdir(UNSEEN):
+            if key not in waiting or seen(key):
+                unmark(key)
+    except OSError:
+        pass  # another start was faster
+    finally:
+        posix.close(lock)
 
 
 def scratch(data: bytes) -> str:

@@ -108,3 +108,20 @@ def test_a_looser_file_of_cruns_starts_nothing(runtime: Runtime, bundle: Maker, 
     assert refused.code == 1
     assert "the loaded filter" in refused.err
     assert runtime.status("c") == "created"
+
+
+def test_marks_of_what_never_started_are_taken_back(runtime: Runtime, bundle: Maker) -> None:
+    """Or every start on the host would go through Python for nothing."""
+    if "agent" not in str(runtime.program) or "identity" in str(runtime.program):
+        pytest.skip("no ceiling: nothing is compared")
+    others = waiting(runtime)
+    asked = spec("true")
+    asked["linux"]["seccomp"] = {**PROFILE, "syscalls": [{"names": ["swapon"], "action": "SCMP_ACT_ERRNO"}]}
+    runtime.must("create", "--bundle", str(bundle(asked).path), "never")
+    runtime.must("delete", "--force", "never")
+    assert waiting(runtime) - others
+    asked["linux"]["seccomp"] = PROFILE
+    for name in ("a", "b"):  # the first may have a filter to compare, the second has none
+        runtime.must("create", "--bundle", str(bundle(asked).path), name)
+        runtime.must("start", name)
+    assert not waiting(runtime)

@@ -60,9 +60,8 @@ def run(call: Call, context: Context) -> int:
     record["network"] = locked.section
     if unseen:
         record["unseen"] = unseen
-        if call.verb == "create":
-            state.mark(unseen)
-    state.claim(root, container, record, data, locked.plan, locked.hosts)
+    waits = bool(unseen) and call.verb == "create"
+    state.claim(root, container, record, data, locked.plan, locked.hosts, waits)
     if out is not None and out != data:
         directory.replace(CONFIG, out, status)
     granted = made.granted["invocation"] if config.mode != "audit" else invocation

@@ -59,6 +59,11 @@ def _first(*places: str) -> str:
     raise HostError("gate", places[-1], "not there", "a program of ours", "install it anew")
 
 
+def is_seen(key: str) -> bool:
+    """Whether a filter that a delegate loaded for this proved meet was compared with it."""
+    return hostpaths.exists(f"{PROVED}/{key}{SEEN}")
+
+
 class Admitter:
     """Lets seccomp know the proved meet of two profiles: from the cache, else made and proved now.
 
@@ -81,7 +86,7 @@ class Admitter:
 
             granted, proof = prove.granted(asked, ceiling)
             _keep(key, granted, proof)
-        if not hostpaths.exists(f"{PROVED}/{key}{SEEN}"):
+        if not is_seen(key):
             self.unseen = key
         seccomp.admit(asked, ceiling, granted)
 

@@ -34,6 +34,8 @@ def run(call: Call, context: Context) -> int:
         granted = _granted(runc.asked(env, call), record)
         if call.verb == "start" and record.get("unseen"):
             _compare_filter(record)
+        elif call.verb == "start":
+            state.unmark_others(gate.is_seen)
     runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
 
 

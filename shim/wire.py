@@ -161,11 +161,12 @@ _UNKNOWN = (0, "a value that we cannot read", "JSON")
 
 
 def _faults(text: str) -> Iterator[tuple[int, str, str]]:
-    """(character position, what, what is allowed) of all that the C scanner lets pass and we do not, in order.
+    """(character position, what and where, what is allowed) of all that the C scanner lets pass and we do not.
 
     The slow way, for messages: the hooks that find a fault know no offset. Stops at a syntax error.
     """
     keys: list[set[str] | None] = []  # of the open objects; None for an array
+    path: list[str | int] = []  # the present key of each open object, the present index of each open array
     at = 0
     while at < len(text):
         char, start = text[at], at
@@ -182,16 +183,21 @@ def _faults(text: str) -> Iterator[tuple[int, str, str]]:
                 if string in known:
                     yield start, f"the key {string!r} a second time", "each key once"
                 known.add(string)
+                path[-1] = string
         elif char in "[{":
             keys.append(set() if char == "{" else None)
+            path.append("" if char == "{" else 0)
             if len(keys) == DEPTH_LIMIT + 1:
                 yield start, f"more than {DEPTH_LIMIT} nested values", f"{DEPTH_LIMIT} levels"
         elif char in "]}" and keys:
             keys.pop()
+            path.pop()
+        elif char == "," and path and isinstance(index := path[-1], int):
+            path[-1] = index + 1
         elif char in "-0123456789NI":
             while at < len(text) and text[at] not in ",]}:" + WHITESPACE:
                 at += 1
-            yield from _number_faults(text[start:at], start)
+            yield from _number_faults(text[start:at], start, _dotted(path))
 
 
 def _string_faults(string: str, start: int) -> Iterator[tuple[int, str, str]]:
@@ -201,7 +207,12 @@ def _string_faults(string: str, start: int) -> Iterator[tuple[int, str, str]]:
         yield start, "half a surrogate pair in a string", "Unicode characters"
 
 
-def _number_faults(token: str, start: int) -> Iterator[tuple[int, str, str]]:
+def _dotted(path: list[str | int]) -> str:
+    """As "linux.seccomp.syscalls[3].args[0].value"; '' at the top."""
+    return "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in path).lstrip(".")
+
+
+def _number_faults(token: str, start: int, place: str) -> Iterator[tuple[int, str, str]]:
     try:
         if token.endswith(("N", "y")):
             _constant(token)
@@ -212,7 +223,12 @@ def _number_faults(token: str, start: int) -> Iterator[tuple[int, str, str]]:
     except ValueError:  # not a number at all: the scanner's error to describe
         return
     except _Fault:
-        yield start, f"the number {token[:40]}", f"{INT_LEAST} to {INT_GREATEST}, or a finite binary64, but not -0"
+        where = f" in {place}" if place else ""
+        yield (
+            start,
+            f"the number {token[:40]}{where}",
+            f"{INT_LEAST} to {INT_GREATEST}, or a finite binary64, but not -0",
+        )
 
 
 _encode: Callable[[object, int], tuple[str, ...]] = _json.make_encoder(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from _struct import Struct
 
 from shim.errors import Invalid
+from shim.lattice import merged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,19 +136,6 @@ def disjoint(nets: Nets, bits: int) -> Nets:
         left = minus(merged(ports), merged(wider))
         if left:
             out[proto, address, prefix] = left
-    return out
-
-
-def merged(ranges: list[Range]) -> list[Range]:
-    """The same numbers in ranges that are sorted and neither overlap nor touch."""
-    if len(ranges) < 2:
-        return ranges
-    out: list[Range] = []
-    for first, last in sorted(ranges):
-        if out and first <= out[-1][1] + 1:
-            out[-1] = (out[-1][0], max(last, out[-1][1]))
-        else:
-            out.append((first, last))
     return out
 
 

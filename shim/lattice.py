@@ -122,6 +122,17 @@ def least_leq(a: int | None, b: int | None) -> bool:
     return b is None or (a is not None and a <= b)
 
 
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same numbers in ranges (first, last) that are sorted and neither overlap nor touch."""
+    out: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if out and first <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(last, out[-1][1]))
+        else:
+            out.append((first, last))
+    return out
+
+
 def with_key(spec: Spec, path: str, value: Any) -> Spec:
     """A copy of `spec` whose key at dotted `path` is `value`; None removes it. Copies only along the path.
 

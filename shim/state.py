@@ -117,12 +117,7 @@ def records() -> list[dict[str, Any]]:
 def _mark(key: str) -> None:
     """Makes the launcher send the next `start` here, until `unmark`: a filter is to be compared. HostError as claim."""
     for path in (UNSEEN, f"{UNSEEN}/{key}"):
-        try:
-            posix.mkdir(path, 0o700)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise HostError("state", path, reason(error), "a writable /run", "make /run writable for root") from None
+        _made(path)
 
 
 def unmark(key: str) -> None:
@@ -199,13 +194,18 @@ def _name(root: str, container: str) -> str:
 
 
 def _directory() -> bundle.Directory:
+    return bundle.Directory(_made(DIRECTORY))
+
+
+def _made(path: str) -> str:
+    """A directory of root's alone, made if it is not there."""
     try:
-        posix.mkdir(DIRECTORY, 0o700)
+        posix.mkdir(path, 0o700)
     except FileExistsError:
         pass
     except OSError as error:
-        raise HostError("state", DIRECTORY, reason(error), "a writable /run", "make /run writable for root") from None
-    return bundle.Directory(DIRECTORY)
+        raise HostError("state", path, reason(error), "a writable /run", "make /run writable for root") from None
+    return path
 
 
 def _locked() -> int:

@@ -38,6 +38,14 @@ def config(runtime: Runtime, *words: str, **linux: Any) -> dict[str, Any]:
     return one
 
 
+def joining(runtime: Runtime, place: str) -> dict[str, Any]:
+    """A container that asks for the network namespace at `place`."""
+    one = config(runtime, "true")
+    kinds = one["linux"]["namespaces"]
+    one["linux"]["namespaces"] = [{**kind, "path": place} if kind["type"] == "network" else kind for kind in kinds]
+    return one
+
+
 def tables(room: Room, place: str) -> list[str]:
     """The nf_tables of a network namespace."""
     told = room.run(["nsenter", f"--net={place}", tool("nft"), "list", "tables"])
@@ -107,11 +115,7 @@ def test_a_namespace_that_is_locked_already_is_not_opened(runtime: Runtime, bund
     """By whom is not known: nothing starts, and the lock that is there stays."""
     with namespace(runtime.room) as place:
         runtime.room.run(["nsenter", f"--net={place}", tool("nft"), "add", "table", "inet", "agentshim"])
-        asked = config(runtime, "true")
-        asked["linux"]["namespaces"] = [
-            {"type": "network", "path": place} if one["type"] == "network" else one
-            for one in asked["linux"]["namespaces"]
-        ]
+        asked = joining(runtime, place)
         refused = runtime.call("create", "--bundle", str(bundle(asked).path), "c")
         assert refused.code != 0  # runc 1, crun 255
         assert runtime.call("state", "c").code != 0
@@ -122,11 +126,7 @@ def test_a_namespace_with_somebody_in_it_is_refused(runtime: Runtime, bundle: Ma
     with namespace(runtime.room) as place:
         stranger = runtime.room.popen(["nsenter", f"--net={place}", "sleep", "100"])
         try:
-            asked = config(runtime, "true")
-            asked["linux"]["namespaces"] = [
-                {"type": "network", "path": place} if one["type"] == "network" else one
-                for one in asked["linux"]["namespaces"]
-            ]
+            asked = joining(runtime, place)
             made = bundle(asked)
             before = (made.path / "config.json").read_bytes()
             refused = runtime.call("create", "--bundle", str(made.path), "c")
@@ -198,11 +198,7 @@ def test_names_that_lead_nowhere_good(named: Runtime, bundle: Maker, word: str, 
 def test_joining_a_network_that_is_locked_by_names(named: Runtime, bundle: Maker) -> None:
     peers(named, "tcp:api.lab.test:443")
     named.must("create", "--bundle", str(bundle(config(named, "sleep", "100")).path), "first")
-    asked = config(named, "true")
-    place = f"/proc/{named.state('first')['pid']}/ns/net"
-    asked["linux"]["namespaces"] = [
-        {"type": "network", "path": place} if one["type"] == "network" else one for one in asked["linux"]["namespaces"]
-    ]
+    asked = joining(named, f"/proc/{named.state('first')['pid']}/ns/net")
     named.must("create", "--bundle", str(bundle(asked).path), "second")
 
 
@@ -211,10 +207,7 @@ def test_a_lock_that_is_gone_is_not_joined(runtime: Runtime, bundle: Maker) -> N
     runtime.must("create", "--bundle", str(bundle(config(runtime, "sleep", "100")).path), "first")
     place = f"/proc/{runtime.state('first')['pid']}/ns/net"
     runtime.room.run(["nsenter", f"--net={place}", tool("nft"), "flush", "ruleset"])
-    asked = config(runtime, "true")
-    asked["linux"]["namespaces"] = [
-        {"type": "network", "path": place} if one["type"] == "network" else one for one in asked["linux"]["namespaces"]
-    ]
+    asked = joining(runtime, place)
     assert runtime.call("create", "--bundle", str(bundle(asked).path), "second").code == 1
 
 

@@ -109,7 +109,7 @@ def _padded(answer: dict[str, str]) -> dict[str, str]:
 def _answer(record: dict[str, Any], protocol: str, address: str, port: int) -> dict[str, str]:
     """Verdict, rule and the line that would allow it, for one address."""
     section = record.get("network")
-    word = f"{protocol}:{f'[{address}]' if ':' in address else address}:{port}"
+    word = _word(protocol, address, port)
     verdict, rule, allow = "rejected", "no grant names it", f'[network] outbound = ["{word}"]'
     here = ipaddress.ip_address(address)
     private = any(here in ipaddress.ip_network(block) for block in network_source.PRIVATE)
@@ -214,7 +214,7 @@ def _bounded(protocol: str, address: str, port: int, named: bool) -> None:
     """Refused unless the host limit lets a policy grant the peer, for the reason that was given here; the reason is
     good for an address, not for whatever a name leads to.
     """
-    word = f"{protocol}:{f'[{address}]' if ':' in address else address}:{port}"
+    word = _word(protocol, address, port)
     section = network_source.expand({"mode": "confine", "outbound": [word]}, set() if named else {word})
     if named and network.block(address)[:2] in kernel.addresses():
         raise Refused("lease", "PEER", f"{word}, this host", "public addresses, for a name", "give the address itself")
@@ -237,6 +237,11 @@ def _namespace(record: dict[str, Any]) -> str:
     if not pid:
         raise HostError(network.NAME, record["id"], "no process", "a running container", "start it first")
     return f"/proc/{pid}/ns/net"
+
+
+def _word(protocol: str, address: str, port: int) -> str:
+    """A peer as policies write it."""
+    return f"{protocol}:{f'[{address}]' if ':' in address else address}:{port}"
 
 
 def _peer(text: str) -> tuple[str, str, int]:

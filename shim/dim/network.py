@@ -8,7 +8,7 @@ Not grantable at all, so not in the order: link-local addresses (metadata servic
 
 from __future__ import annotations
 
-from shim.lattice import Decrease, Value
+from shim.lattice import Decrease, Value, merged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,13 +132,7 @@ def block(cidr: str) -> tuple[int, int, int]:
 
 
 def _ports(ranges: Iterable[tuple[int, int]]) -> Ports:
-    out: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if out and first <= out[-1][1] + 1:
-            out[-1] = (out[-1][0], max(out[-1][1], last))
-        else:
-            out.append((first, last))
-    return tuple(out)
+    return tuple(merged(ranges))
 
 
 def _meet_ports(a: Ports, b: Ports) -> Ports:
@@ -148,10 +142,15 @@ def _meet_ports(a: Ports, b: Ports) -> Ports:
 def _map(grants: list[tuple[int, int, int, int]]) -> Map:
     """Grants (first, last address, first, last port) as one function from addresses to ports."""
     cuts = sorted({point for low, high, _, _ in grants for point in (low, high + 1)})
-    pieces = [(cuts[i], cuts[i + 1] - 1) for i in range(len(cuts) - 1)]
-    return _merged(
-        (low, high, _ports((g[2], g[3]) for g in grants if g[0] <= low and high <= g[1])) for low, high in pieces
-    )
+    coming = sorted(grants, reverse=True)
+    here: list[tuple[int, int, int, int]] = []
+    pieces = []
+    for i, low in enumerate(cuts[:-1]):
+        here = [grant for grant in here if grant[1] >= low]  # few: a start walks through all public blocks
+        while coming and coming[-1][0] == low:
+            here.append(coming.pop())
+        pieces.append((low, cuts[i + 1] - 1, _ports((grant[2], grant[3]) for grant in here)))
+    return _merged(pieces)
 
 
 def _meet_maps(a: Map, b: Map) -> Map:

@@ -8,9 +8,7 @@ native/nethook.c takes them.
 
 from __future__ import annotations
 
-from binascii import a2b_base64
-
-from shim import kernel, names, state
+from shim import kernel, state
 from shim.dim import namespaces, network
 from shim.errors import Refused
 from shim.lattice import Value
@@ -67,8 +65,11 @@ def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: s
     own = kernel.addresses()
     kept["outbound"] = network.without(section["outbound"], own)  # whoever means the host names its address
     if "plan" in section and not section["dns"] and kept["outbound"] is section["outbound"]:
+        from binascii import a2b_base64  # as below: an unfiltered network pays for none of it
+
         return Lock(a2b_base64(section["plan"]), kept)
     from hooks import lock, plan  # what names lead to, and the host's name servers, may be others at each start
+    from shim import names
 
     six = any(":" in one[1] for one in kept["outbound"])  # a name server alone opens no IPv6
     kept["resolvers"] = [one for one in kernel.resolvers() if six or ":" not in one] if section["dns"] else []
@@ -103,7 +104,7 @@ def _joined(members: list[tuple[dict[str, Any], int]], mine: network.Network, fa
     facts.network = network.from_policy(section or "top")
     if network.leq(facts.network, mine):
         return Lock(b"", section)
-    names = ", ".join(sorted({str(one["policy"]) for one, _ in members}))
-    asked = f"the network of {members[0][0]['id']}, filtered by {names if section else 'nothing'}"
+    policies = ", ".join(sorted({str(one["policy"]) for one, _ in members}))
+    asked = f"the network of {members[0][0]['id']}, filtered by {policies if section else 'nothing'}"
     todo = "start it under a policy with the same [network], or give it a network of its own"
     raise Refused(network.NAME, "join", asked, "a network that lets through no more than its own policy", todo)

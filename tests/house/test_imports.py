@@ -21,7 +21,6 @@ ALLOWED = {
     "_sha256",
     "_signal",
     "_stat",
-    "binascii",
     "errno",
     "fcntl",
     "gc",
@@ -40,7 +39,7 @@ FORBIDDEN = {
     "lattice.py": {"bundle", "cli", "kernel", "plan", "policy", "runc", "state", "verbs", "cold", "dim"},
 }
 # What a start loads beyond what the interpreter loads by itself (-I -S). A line more here is milliseconds for all.
-OWN_START = {"__future__", "_blake2", "binascii", "_json", "_stat", "errno", "fcntl", "gc"}
+OWN_START = {"__future__", "_blake2", "_json", "_stat", "errno", "fcntl", "gc"}
 
 
 def imports(path: Path, *, top_only: bool) -> set[str]:

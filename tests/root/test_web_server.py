@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -90,7 +91,13 @@ def status(pid: int) -> dict[str, str]:
 
 
 def workers(box: Box, pid: int) -> list[int]:
-    return [one for one in box.pids() if one != pid and status(one)["PPid"] == str(pid)]
+    """The children of `pid` that live: one may end while it is looked at."""
+    found = []
+    for one in box.pids():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if one != pid and status(one)["PPid"] == str(pid):
+                found.append(one)
+    return found
 
 
 def held(pid: int) -> set[int]:

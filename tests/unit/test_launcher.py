@@ -36,6 +36,7 @@ WITNESS = r"""
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 extern char **environ;
 static void hex(const char *what, const char *text) {
@@ -52,7 +53,7 @@ int main(int argc, char **argv) {
     for (char **e = environ; *e; e++) hex("env", *e);
     int death = 0;
     prctl(PR_GET_PDEATHSIG, &death);
-    printf("pdeathsig %d\npid %d\n", death, getpid());
+    printf("pdeathsig %d\npid %d\nchild %d\n", death, getpid(), waitpid(-1, NULL, WNOHANG | __WALL));
     for (int s = 1; s < 32; s++) {
         struct sigaction now;
         if (!sigaction(s, NULL, &now) && now.sa_handler == SIG_IGN) printf("ignored %d\n", s);
@@ -84,6 +85,7 @@ DECIDED = [
 ]
 VALUED = {"log", "log-format", "root", "criu", "rootless"}
 FLAGS = {"debug", "systemd-cgroup"}
+MOVES = ("create", "run", "restore", "exec")  # after which a process is moved between control groups
 
 
 class Witness:
@@ -95,7 +97,7 @@ class Witness:
         self.args = [bytes.fromhex(value) for key, value in pairs if key == "arg"]
         self.env = [bytes.fromhex(value) for key, value in pairs if key == "env"]
         self.numbers = {
-            key: [int(v) for k, v in pairs if k == key] for key in ("pdeathsig", "pid", "ignored", "blocked")
+            key: [int(v) for k, v in pairs if k == key] for key in ("pdeathsig", "pid", "child", "ignored", "blocked")
         }
         self.fds = {int(value) for key, value in pairs if key == "fd"}
         exe = next((bytes.fromhex(value).decode() for key, value in pairs if key == "exe"), "")
@@ -368,6 +370,30 @@ def test_it_stays_one_process(house: House, verb: str) -> None:
     with subprocess.Popen(command, executable=house.launcher, env={}, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert f"pid {process.pid}\n" in process.stdout.read().decode()
+
+
+@BOTH
+def test_it_leaves_no_child(house: House, verb: str) -> None:
+    """Who waits for the kernel beside our decision is an orphan: the delegate reaps its own children only."""
+    assert house.call(verb).numbers["child"] == [-1]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="LOUD: no strace here: what hastens a start is NOT tested")
+@pytest.mark.parametrize("verb", [*MOVES, "update", "state", "start", "delete", "--version"])
+def test_only_a_verb_that_moves_processes_is_hastened(house: House, verb: str, tmp_path: Path) -> None:
+    """One write, into the group that it is in, with nothing else open: whoever waits for our output waits for us."""
+    calls = ["strace", "-f", "-qq", "-y", "-e", "trace=write,close_range", "-o", str(tmp_path / "calls")]
+    done = subprocess.run(
+        [*calls, house.launcher, verb], env={"ASAN_OPTIONS": "detect_leaks=0"}, capture_output=True, timeout=60
+    )
+    assert done.returncode == 7
+    seen = (tmp_path / "calls").read_text()
+    moved = re.findall(r'write\((\d+)<(/sys/fs/cgroup/\S*cgroup\.procs)>, "0", 1', seen)
+    if verb in MOVES:
+        assert len(moved) == 1 and int(moved[0][0]) < 3, f"all descriptors were closed before: {seen}"
+        assert seen.index("close_range(0, 4294967295, 0") < seen.index("cgroup.procs>")
+    else:
+        assert not moved and "close_range" not in seen
 
 
 def test_a_links_name_reaches_python(house: House, tmp_path: Path) -> None:

@@ -32,6 +32,15 @@ def lines(text: str) -> dict[Path, int]:
     return _Scanner(text).document()
 
 
+def statements(text: str) -> dict[int, tuple[Path, bool]]:
+    """Line -> the path that is written there, and whether as the heading of a table, [a.b] or [[a.b]]. Valid TOML has
+    one statement a line at most; lines that only continue one, comments and blank lines are left out.
+    """
+    scanner = _Scanner(text)
+    scanner.document()
+    return scanner.statements
+
+
 def line_of(found: dict[Path, int], path: Path) -> int:
     """The line of `path`, or of its nearest parent that has one."""
     while path not in found:
@@ -44,6 +53,7 @@ class _Scanner:
         self.text = text
         self.at = 0
         self.found: dict[Path, int] = {(): 1}
+        self.statements: dict[int, tuple[Path, bool]] = {}
         self.counts: dict[Path, int] = {}  # elements seen in each [[array of tables]]
         self.newlines = [match.start() for match in re.finditer("\n", text)]
 
@@ -51,10 +61,11 @@ class _Scanner:
         table: Path = ()
         self.skip()
         while self.at < len(self.text):
-            if self.text[self.at] == "[":
+            line = self.line(self.at)
+            heads = self.text[self.at] == "["
+            if heads:
                 table = self.header()
-            else:
-                self.pair(table)
+            self.statements[line] = (table if heads else self.pair(table), heads)
             self.skip()
         return self.found
 
@@ -78,7 +89,7 @@ class _Scanner:
                 self.mark(path, start)
         return path
 
-    def pair(self, table: Path) -> None:
+    def pair(self, table: Path) -> Path:
         start = self.at
         path = table
         for name in self.key():
@@ -88,6 +99,7 @@ class _Scanner:
         self.at += 1  # the equals sign
         self.skip()
         self.value(path)
+        return path
 
     def value(self, path: Path) -> None:
         first = self.text[self.at]
@@ -154,4 +166,7 @@ class _Scanner:
         self.take(_GAP)
 
     def mark(self, path: Path, at: int) -> None:
-        self.found.setdefault(path, bisect_right(self.newlines, at - 1) + 1)
+        self.found.setdefault(path, self.line(at))
+
+    def line(self, at: int) -> int:
+        return bisect_right(self.newlines, at - 1) + 1

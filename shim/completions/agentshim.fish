@@ -1,0 +1,13 @@
+# fish completion for agentshim(8). The words come from `agentshim complete`.
+function __agentshim_complete
+    set -l words (commandline -opc)
+    set -l now (commandline -ct)
+    for word in (command $words[1] complete $words[2..-1] "$now" 2>/dev/null)
+        if test "$word" = :files
+            __fish_complete_path "$now"
+        else
+            printf '%s\n' $word
+        end
+    end
+end
+complete -c agentshim -f -a '(__agentshim_complete)'

@@ -1,0 +1,547 @@
+"""The audit log and the kernel's records of denials, without a container: what is written, what is read, what is shown.
+
+Next door: conformance/oci/test_audit_log.py has real containers and full disks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim import argv, audit, cli, plan, policy, product
+from shim.cold import audit as reader
+from shim.cold import compile as cold
+from shim.cold import denied, policy_source, seccomp_records, seccomp_source
+from shim.dim import seccomp
+from shim.errors import HostError, Invalid, Refused
+from shim.kernel import Facts
+from shim.seccomp.vocabulary import FLAG_LOG
+from tests.unit.policy_host import make_host
+from tests.unit.test_policy_hints import everything, facts
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: the log must be root's")
+RAW = "\x1b[31m\x9b\u202e\x07\r\n\x7f"  # colours, the end of an escape, text turned around, a bell
+
+
+@pytest.fixture(autouse=True)
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(audit, "DIRECTORY", str(tmp_path / "log"))
+    return tmp_path / "log" / audit.NAME
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_bytes().splitlines() if line]
+
+
+def entry(verb: str = "create", mode: str = "enforce", name: str = "web") -> audit.Entry:
+    one = audit.Entry(verb, "c0ffee")
+    one.of("/run/runc", {"policy": "agent", "digest": "sha256:00", "mode": mode, "name": name})
+    return one
+
+
+# Writing
+
+
+def test_a_record(log: Path) -> None:
+    entry().granted(["seccomp"])
+    entry(mode="audit").granted(["mounts"], "mounts: no")
+    assert entry("exec").refused(Refused("user", "uid", "0", "non-root", "ask for another")) == ""
+    granted, watched, refused = lines(log)
+    assert granted.pop("@timestamp")[-1] == "Z"
+    assert granted == {
+        "event.kind": "event",
+        "event.action": "create",
+        "container.id": "c0ffee",
+        "container.name": "web",
+        "rule.ruleset": "agent",
+        "agentshim.digest": "sha256:00",
+        "agentshim.mode": "enforce",
+        "agentshim.root": "/run/runc",
+        "event.outcome": "success",
+        "agentshim.lowered": ["seccomp"],
+    }
+    assert watched["agentshim.would_lose"] == ["mounts"] and watched["agentshim.would_refuse"] == "mounts: no"
+    assert refused["event.outcome"] == "failure" and refused["error.type"] == "Refused"
+    assert refused["error.message"] == "user: uid: asked 0, ceiling non-root: ask for another"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o640 and stat.S_IMODE(log.parent.stat().st_mode) == 0o750
+
+
+def test_every_byte_of_the_file_is_plain(log: Path) -> None:
+    """Control characters and bytes that are not UTF-8 (in argv) are escaped and cut, in file and on the terminal."""
+    one = audit.Entry("create", RAW + "\udcff" + "x" * 5000)
+    assert one.refused(Invalid("argv", "id", RAW + "\udcfe", "plain", "name it\x1b otherwise" + "y" * 9000)) == ""
+    data = log.read_bytes()
+    assert data.count(b"\n") == 1 and data.isascii() and data.rstrip(b"\n").decode().isprintable()
+    assert len(data) < 8192
+    (told,) = lines(log)
+    shown = reader.sentence(told)
+    assert shown.isprintable() and "\\x1b[31m" in shown and "\\x202e" in shown
+
+
+TORN = [b'{"@timestamp":"2026', b"\xff\xfe\x1b]0;title\x07", b'{"event.action":"create"}', b"[]", b"null", b"\0" * 40]
+
+
+@pytest.mark.parametrize("tail", TORN)
+def test_a_torn_line(log: Path, tail: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    """The next writer ends it, the reader says what it is, and nothing of it reaches the terminal raw."""
+    entry().granted()
+    with log.open("ab") as file:
+        file.write(tail)
+    assert reader.main(["tail"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("no record: torn? ")
+    entry("exec").granted()
+    assert len(log.read_bytes().splitlines()) == 3
+    assert reader.main(["tail"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [one.startswith("no record: torn? ") for one in out] == [False, True, False]
+    assert all(one.isprintable() for one in out)
+    assert reader.main(["tail", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["event.kind"] for one in rows] == ["event", "pipeline_error", "event"]
+
+
+WRITER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from shim import audit
+audit.DIRECTORY = sys.argv[2]
+gate, opened = os.pipe()
+children = []
+for number in range(200):
+    if not (child := os.fork()):
+        os.close(opened)
+        os.read(gate, 1)
+        for n in range(4):
+            audit.append({"event.action": "create", "container.id": f"{number}-{n}", "x": "y" * 6000})
+        os._exit(0)
+    children.append(child)
+os.close(opened)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
+def test_two_hundred_writers_at_once(log: Path) -> None:
+    """Longer lines than a page, begun at one moment, behind a torn one: each is whole, none is missing."""
+    log.parent.mkdir(mode=0o750)
+    log.write_bytes(b'{"torn')
+    log.chmod(0o640)
+    home = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-I", "-S", "-B", "-c", WRITER, home, str(log.parent)], check=True, timeout=120)
+    found = [reader.told(line) for line in log.read_text().splitlines() if line]
+    assert found[0] is None and None not in found[1:]
+    ids = [one["container.id"] for one in found[1:] if one]
+    assert sorted(ids) == sorted(f"{number}-{n}" for number in range(200) for n in range(4))
+
+
+def _link(log: Path) -> None:
+    (log.parent.parent / "there").mkdir()
+    log.parent.symlink_to(log.parent.parent / "there")
+
+
+def _dangling(log: Path) -> None:
+    log.parent.symlink_to(log.parent.parent / "nowhere")
+
+
+def _made(mode: int, owner: int = 0) -> Callable[[Path], None]:
+    def make(log: Path) -> None:
+        log.parent.mkdir()
+        log.parent.chmod(mode)
+        os.chown(log.parent, owner, owner)
+
+    return make
+
+
+def _file(mode: int, owner: int = 0) -> Callable[[Path], None]:
+    def make(log: Path) -> None:
+        log.parent.mkdir(mode=0o750)
+        log.touch()
+        log.chmod(mode)
+        os.chown(log, owner, owner)
+
+    return make
+
+
+def _fifo(log: Path) -> None:
+    log.parent.mkdir(mode=0o750)
+    os.mkfifo(log)
+
+
+def _linked(log: Path) -> None:
+    log.parent.mkdir(mode=0o750)
+    log.symlink_to("/etc/passwd")
+
+
+BAD = {
+    "link": (_link, "a symbolic link"),
+    "dangling": (_dangling, "a symbolic link"),
+    "world": (_made(0o1777), "mode 1777"),
+    "group": (_made(0o770), "mode 0770"),
+    "owner": (_made(0o750, 1000), "owner uid 1000"),
+    "file-world": (_file(0o646), "mode 0646"),
+    "file-owner": (_file(0o640, 1000), "owner uid 1000"),
+    "file-fifo": (_fifo, "no regular file"),
+    "file-link": (_linked, "a symbolic link"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_places(log: Path, kind: str) -> None:
+    make, words = BAD[kind]
+    make(log)
+    with pytest.raises(HostError, match=words):
+        entry().granted()
+    assert not log.exists() or log.is_fifo() or log.resolve() == Path("/etc/passwd") or log.stat().st_size == 0
+
+
+@pytest.mark.parametrize("word", ["refuse", "refuse-create", "continue", "off"])
+@pytest.mark.parametrize("verb", argv.RECORDED)
+def test_who_is_refused_without_a_record(log: Path, verb: str, word: str) -> None:
+    _made(0o777)(log)
+    one = entry(verb)
+    one.on_failure = word
+    wanted = word == "refuse" or (word == "refuse-create" and verb in ("create", "run", "restore"))
+    if wanted:
+        with pytest.raises(HostError):
+            one.granted()
+        assert one.refused(HostError("audit", "x", "x", "x", "x")) == "", "it has been said"
+    else:
+        one.granted()
+    fresh = entry(verb)
+    fresh.on_failure = word
+    said = fresh.refused(Refused("a", "b", "c", "d", "e"))
+    assert said == "" if word == "off" else said.startswith("; not recorded: audit: ")
+
+
+def test_the_default_refuses_what_is_new() -> None:
+    assert policy.DEFAULTS["audit_log"] == "refuse-create" == audit.Entry("create").on_failure
+
+
+def test_a_rootless_call_is_not_recorded(log: Path) -> None:
+    assert entry().refused(Refused("user", "rootless", "uid 1", "root of the host", "x")) == ""
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["create", "--nonsense", "c"], ["exec"], ["update", "x", "y"], ["--root", "/x", "run"]]
+)
+def test_words_that_nobody_could_read(log: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["0", "agentshim", "/usr/sbin/runc", *words])
+    (told,) = lines(log)
+    assert told["event.action"] == next(word for word in words if word in argv.RECORDED)
+    assert told["error.type"] == "Invalid" and told["error.message"] == capsys.readouterr().err.rstrip("\n")
+
+
+def test_verbs_that_decide_nothing_leave_none(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["0", "agentshim", "-", "state", "--nonsense"])
+    cli.main(["0", "agentshim", "-", "kill", "--nonsense"])
+    capsys.readouterr()
+    assert not log.exists()
+
+
+# What a record says
+
+
+@pytest.mark.parametrize("name", policy.BUILTIN)
+def test_lowered_names_the_dimensions_that_explain_names(name: str) -> None:
+    """25 µs in place of 4 ms; they may differ where a filter was only spelled otherwise."""
+    config = policy.Config({"limit": "identity", "names": list(policy.BUILTIN)})
+    ceiling = product.from_policy(policy.load(name, config).sections)
+    made = plan.make(everything(), ceiling, facts(), lambda *_: None, "audit")
+    explained = {room for room, _ in made.losses()}
+    assert set(audit.lowered(made)) - {"seccomp"} == explained - {"seccomp"}
+    assert explained <= set(audit.lowered(made))
+
+
+def of_engine(tmp_path: Path, told: object, mode: int = 0o600) -> dict[str, Any]:
+    """A spec as dockerd's, whose container has the file `told`."""
+    home = tmp_path / "containers" / "c0ffee"
+    home.mkdir(parents=True)
+    file = home / "config.v2.json"
+    file.write_text(told if isinstance(told, str) else json.dumps(told))
+    file.chmod(mode)
+    mount = {"destination": "/etc/hostname", "type": "bind", "source": str(home / "hostname")}
+    return {"mounts": [mount], "annotations": {"nerdctl/name": "annotated"}}
+
+
+def test_names(tmp_path: Path) -> None:
+    label = {"Config": {"Labels": {"Name": "/forged"}}, "Name": "/web"}
+    assert audit.name_of(of_engine(tmp_path, label), "c0ffee", "/b") == "web"
+    spec = {"annotations": {"io.kubernetes.cri.sandbox-namespace": "shop", "io.kubernetes.cri.sandbox-name": "pod-1",
+                            "io.kubernetes.cri.container-name": "web"}}  # fmt: skip
+    assert audit.name_of(spec, "x", "/b") == "shop/pod-1/web"
+    assert audit.name_of({}, "x", "/b") == ""
+    assert len(audit.name_of({"annotations": {"nerdctl/name": "n" * 9000}}, "x", "/b")) == 256
+
+
+@pytest.mark.parametrize(
+    "told", ["{", "", "[]", "{}", '{"Name": 1}', '{"Name": "a", "Name": "b"}', "\0", "x" * (2 << 20)]
+)
+def test_names_from_torn_files(tmp_path: Path, told: str) -> None:
+    assert audit.name_of(of_engine(tmp_path, told), "c0ffee", "/b") == "annotated"
+
+
+def test_names_from_files_of_others(tmp_path: Path) -> None:
+    spec = of_engine(tmp_path, {"Name": "/web"}, 0o666)
+    assert audit.name_of(spec, "c0ffee", "/b") == "annotated"
+    file = tmp_path / "containers/c0ffee/config.v2.json"
+    file.unlink()
+    os.mkfifo(file)
+    assert audit.name_of(spec, "c0ffee", "/b") == "annotated"
+
+
+def test_names_from_conmon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conmon = tmp_path / "conmon"
+    conmon.symlink_to(sys.executable)
+    words = [str(conmon), "-c", "import time; time.sleep(60)", "-n", "a-pod-name"]
+    with subprocess.Popen(words) as child:
+        try:
+            monkeypatch.setattr("posix.getppid", lambda: child.pid)
+            end = time.monotonic() + 5
+            while audit.name_of({}, "x", "/b/userdata") != "a-pod-name" and time.monotonic() < end:
+                time.sleep(0.02)
+            assert audit.name_of({}, "x", "/b/userdata") == "a-pod-name"
+            assert audit.name_of({}, "x", "/b") == ""
+        finally:
+            child.kill()
+
+
+# Reading
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    assert reader.main(list(words)) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_whom_show_means(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for container, name in (("aaa1", "web"), ("aaa2", "db"), ("aaa2b", "db"), ("db", "")):
+        one = audit.Entry("create", container)
+        one.of("/r", {"policy": "p", "digest": "d", "mode": "enforce", "name": name})
+        one.granted()
+    assert len(shown(capsys, "show", "aaa2")) == 1, "an id, though it is a prefix of another"
+    assert len(shown(capsys, "show", "db")) == 1, "an id before a name"
+    assert len(shown(capsys, "show", "web")) == 1
+    with pytest.raises(Invalid, match="3 containers"):
+        reader.main(["show", "aaa"])
+    assert shown(capsys, "tail", "-n", "0") == []
+    with pytest.raises(Invalid):
+        reader.main(["tail", "-n", "-1"])
+
+
+def test_no_log_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "tail") == []
+
+
+def test_a_log_that_others_can_write_is_read_with_a_warning(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry().granted()
+    log.chmod(0o666)
+    assert reader.main(["tail"]) == 0
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 1 and "may be forged" in told.err
+
+
+def test_followed_through_rotation(log: Path) -> None:
+    one = reader.Log()
+    assert list(one.lines()) == []
+    entry().granted()
+    assert len(list(one.lines())) == 1
+    with log.open("ab") as file:
+        file.write(b'{"half":')
+    assert list(one.lines()) == [], "it may be written just now"
+    log.rename(log.with_name("audit.jsonl.1"))
+    entry("exec").granted()
+    assert [json.loads(line).get("event.action") for line in list(one.lines()) if line[-1] == "}"] == ["exec"]
+    os.truncate(log, 0)  # logrotate's copytruncate
+    assert list(one.lines()) == []
+    entry("update").granted()
+    assert [json.loads(line)["event.action"] for line in one.lines()] == ["update"]
+
+
+# The kernel's records
+
+PLAIN = (
+    'audit: type=1326 audit(1795328800.281:1413): auid=4294967295 uid=0 gid=0 ses=4294967295 pid=14036 comm="python3"'
+    ' exe="/usr/bin/python3.11" sig=0 arch=c000003e syscall=272 compat=0 ip=0x7f828f11f829 code=0x50000'
+)
+ENRICHED = (
+    "type=SECCOMP msg=audit(1795328800.281:1413): auid=unset uid=33 gid=33 ses=1 subj=docker-default pid=7 comm="
+    '"a" exe="/a" sig=31 arch=c000003e syscall=101 compat=0 ip=0x7f code=0x80000000\x1dARCH=x86_64 SYSCALL=ptrace'
+    ' AUID="unset" UID="www-data" GID="www-data"'
+)
+
+
+def test_records_as_the_kernel_writes_them() -> None:
+    one = seccomp_records.parse(PLAIN)
+    assert one == seccomp_records.Record(
+        1795328800.281, 1413, 14036, 0, "python3", "/usr/bin/python3.11", "x86_64", "unshare", "errno", False
+    )
+    two = seccomp_records.parse(ENRICHED)
+    assert two is not None and (two.uid, two.pid, two.call, two.action) == (33, 7, "ptrace", "kill_process")
+
+
+@pytest.mark.parametrize(
+    ("arch", "number", "told"),
+    [
+        ("c000003e", 101, ("x86_64", "ptrace")),
+        ("40000003", 102, ("x86", "socketcall")),
+        ("c000003e", 0x40000000 | 521, ("x32", "ptrace")),
+        ("c00000b7", 97, ("aarch64", "unshare")),
+        ("40000028", 26, ("arm", "ptrace")),
+        ("c000003e", 99999, ("x86_64", "99999")),
+        ("c00000f3", 97, ("0xc00000f3", "97")),
+    ],
+)
+def test_calls_by_their_abi(arch: str, number: int, told: tuple[str, str]) -> None:
+    text = PLAIN.replace("c000003e", arch).replace("syscall=272", f"syscall={number}")
+    one = seccomp_records.parse(text)
+    assert one is not None and (one.arch, one.call) == told
+
+
+def test_names_that_a_workload_chooses() -> None:
+    """The kernel writes as hexadecimal what is not plain: it can neither forge a field nor reach the terminal."""
+    evil = 'x" exe="/bin/ls" pid=1\n\x1b[2J\u202e'.encode() + b"\xff"
+    one = seccomp_records.parse(
+        PLAIN.replace('"python3"', evil.hex().upper()).replace('"/usr/bin/python3.11"', "(null)")
+    )
+    assert one is not None and one.pid == 14036 and one.exe == "" and one.comm.startswith('x" exe=')
+    line = denied._line(one, denied.SURE, "", "", 1)
+    assert line.isprintable() and "\\x1b[2J\\x202e" in line
+
+
+@pytest.mark.parametrize("text", ["", "audit: type=1300 audit(1.0:1): arch=c000003e", PLAIN[:100], PLAIN[:-14],
+                                  PLAIN.replace("pid=14036", "pid=x"), PLAIN.replace('"python3"', "ZZ")])  # fmt: skip
+def test_what_is_no_record(text: str) -> None:
+    assert seccomp_records.parse(text) is None
+
+
+def test_the_kernels_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forged lines are left out, dropped ones counted, and what was overwritten is said."""
+    told: list[Any] = [
+        f"5,900,1000,-;{PLAIN}\n SUBSYSTEM=x\n".encode(),
+        f"12,901,1001,-;{PLAIN.replace('1413', '1414')}\n".encode(),  # facility 1: a program wrote to /dev/kmsg
+        b"5,902,1002,-;kauditd_printk_skb: 12 callbacks suppressed\n",
+        BrokenPipeError(32, "the ring went on"),
+        f"5,990,1003,-;{PLAIN.replace('1413', '1415')}\n".encode(),
+        BlockingIOError(),
+    ]
+
+    def read(fd: int, size: int) -> Any:
+        one = told.pop(0)
+        if isinstance(one, OSError):
+            raise one
+        return one
+
+    kernel = seccomp_records.Kernel()
+    kernel.close()
+    monkeypatch.setattr(kernel, "_fd", 0)
+    monkeypatch.setattr("os.read", read)
+    assert [one.serial for one in kernel.records()] == [1413, 1415]
+    assert kernel.lost == 12 and kernel.overwritten
+
+
+def test_the_action_must_be_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = tmp_path / "actions_logged"
+    monkeypatch.setattr(seccomp_records, "LOGGED", str(logged))
+    assert "no log of denials" in seccomp_records.unlogged("errno")
+    logged.write_text("kill_process kill_thread\n")
+    assert "actions_logged" in seccomp_records.unlogged("errno") and not seccomp_records.unlogged("kill_process")
+
+
+# Whose a denial was
+
+
+def container(init: int, exe_root: str = "/") -> denied.Container:
+    """A container that is this process's control groups, begun when this process was."""
+    one = denied.Container.__new__(denied.Container)
+    one.record = {"rootfs": exe_root, "id": "c", "policy": "p", "digest": "d"}
+    one.init, one.groups, one.created = init, denied._groups(os.getpid()), time.time() - 100
+    return one
+
+
+def record(**changes: Any) -> seccomp_records.Record:
+    fields = {"when": time.time(), "serial": 1, "pid": os.getpid(), "uid": 0, "comm": "x", "exe": "/", "arch": "x86_64",
+              "call": "unshare", "action": "errno", "allowed": False}  # fmt: skip
+    return seccomp_records.Record(**{**fields, **changes})
+
+
+def test_whose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denied, "_sees_all", lambda: True)
+    mine = container(os.getpid())
+    assert mine.has(record()) == denied.SURE
+    assert mine.has(record(when=time.time() - 200)) == denied.NO, "before it was created"
+    mine.groups = {"0::/machine/other"}
+    assert mine.has(record()) == denied.NO, "it lives elsewhere"
+    mine.groups = {*denied._groups(os.getpid()), "9:x:/of/its/own"}
+    assert mine.has(record()) == denied.NO, "some groups are everybody's"
+    gone = container(0, str(tmp_path))
+    (tmp_path / "tool").touch()
+    assert gone.has(record(pid=2**22 + 1, exe="/tool")) == denied.MAYBE
+    assert gone.has(record(pid=2**22 + 1, exe="/tool (deleted)")) == denied.MAYBE
+    assert gone.has(record(pid=2**22 + 1, exe="/other")) == denied.NO
+    assert gone.has(record(pid=2**22 + 1, exe="")) == denied.NO
+
+
+def test_a_number_that_is_another_process_now() -> None:
+    """Processes that began after the denial are not the one that was denied."""
+    with subprocess.Popen(["sleep", "30"]) as child:
+        try:
+            one = container(os.getpid(), "/nowhere")
+            one.init = 0
+            assert one.has(record(pid=child.pid, when=time.time() - 50, exe="/bin/sleep")) != denied.SURE
+        finally:
+            child.kill()
+
+
+# The policy's key
+
+
+def test_log_of_a_policy(tmp_path: Path) -> None:
+    for section, flags in (({}, []), ({"log": True}, [FLAG_LOG]), ({"log": False}, [])):
+        source = json.loads(seccomp_source.expand({"profile": "agent", **section}, "/")["source"])
+        assert source["flags"] == flags
+    (tmp_path / "p.json").write_text(
+        json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "flags": [FLAG_LOG], "syscalls": []})
+    )
+    for section, flags in (({}, [FLAG_LOG]), ({"log": False}, []), ({"log": True}, [FLAG_LOG])):
+        source = json.loads(seccomp_source.expand({"file": "p.json", **section}, str(tmp_path))["source"])
+        assert source["flags"] == flags
+
+
+def test_logging_takes_nothing_and_gives_nothing() -> None:
+    """A filter that logs lies below the same that does not: the meet logs if either does, and that is never wider."""
+    plain, loud = (
+        seccomp.from_policy(seccomp_source.expand({"profile": "agent", "log": log}, "/")) for log in (False, True)
+    )
+    asked = seccomp.from_spec(
+        {"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "flags": [],
+                               "syscalls": []}}}, Facts())  # fmt: skip
+    assert seccomp.leq(loud, plain) and not seccomp.leq(plain, loud)
+    met, other = seccomp.meet(asked, loud), seccomp.meet(asked, plain)
+    assert met.raw is not None and other.raw is not None
+    assert met.raw["flags"] == [FLAG_LOG] and other.raw["flags"] == []
+    assert met.raw["syscalls"] == other.raw["syscalls"]
+    assert seccomp.leq(met, asked) and seccomp.leq(met, loud) and seccomp.leq(met, other)
+    assert any(loss.allow == "[seccomp] log = false" for loss in seccomp.explain(asked, loud, met))
+
+
+def test_a_policy_that_logs_is_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = make_host(tmp_path, monkeypatch)
+    host.policy("loud", 'base = "agent"\n[seccomp]\nlog = true\n')
+    assert cold.compile("loud", host.config())["name"] == "loud"
+
+
+@pytest.mark.parametrize("word", ['"maybe"', "true", '""'])
+def test_config_knows_four_words(tmp_path: Path, word: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f"audit_log = {word}\n")
+    (fault,) = policy_source.examine(str(file), "config", trusted=False)[1]
+    assert "refuse, refuse-create, continue, off" in str(fault)

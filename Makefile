@@ -1,8 +1,9 @@
 # make demo     one real container through agentshim: what was asked, what was granted, and why
 # make test     everything; installs what it needs (apt and pip) by itself
+# make fuzz     a million inputs, coverage-guided; make faults: every system call of ours fails once
 # make install  PREFIX=/usr/local, DESTDIR=
 .DEFAULT_GOAL := build
-.PHONY: build launcher demo test lint bench install uninstall clean packages packages-demo
+.PHONY: build launcher demo test lint bench fuzz faults install uninstall clean packages packages-demo
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -20,7 +21,7 @@ RUN := $(VENV)/bin/python
 DEMO_PACKAGES := runc busybox-static gcc libc6-dev musl-tools python3
 # Not every release of Debian and Ubuntu has these; a test that misses one skips, loudly.
 WANTED := criu docker-compose netavark aardvark-dns containernetworking-plugins fuse-overlayfs crun slirp4netns \
-	nginx openssl bubblewrap ripgrep mksh git curl
+	nginx openssl bubblewrap ripgrep mksh git curl zsh fish
 PACKAGES := $(DEMO_PACKAGES) make python3-dev python3-venv docker.io containerd podman libseccomp-dev libseccomp2 \
 	nftables iptables iproute2 tini conmon uidmap strace dnsmasq-base util-linux
 
@@ -96,10 +97,21 @@ lint: build
 bench: build
 	@$(RUN) -B -m conformance.bench
 
+# The long runs, 15 and 25 minutes on one core; `make test` has a small one of the first.
+fuzz: build
+	@nice -n 10 $(RUN) -B -m tests.fuzz $(FUZZ)
+
+faults: build
+	@nice -n 10 $(RUN) -B -m conformance.faults $(FAULTS)
+
 # Byte code is compiled here, once, never at a container's start (the launcher passes -B). unchecked-hash: a copy or a
 # package that moves modification times must not make it stale and every start slow without a word. The new tree is
 # made beside the old one and swapped: an engine may call at any time.
 NEW := $(DESTDIR)$(LIBDIR).new
+# Where each shell looks by itself, below PREFIX=/usr and /usr/local.
+BASH_COMPLETION := share/bash-completion/completions/agentshim
+ZSH_COMPLETION := share/zsh/site-functions/_agentshim
+FISH_COMPLETION := share/fish/vendor_completions.d/agentshim.fish
 install: build
 	rm -rf $(NEW) $(DESTDIR)$(LIBDIR).old
 	install -d -m 755 $(DESTDIR)$(PREFIX)/bin $(NEW)
@@ -120,12 +132,17 @@ install: build
 	install -d -m 755 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 644 shim/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 644 shim/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -D -m 644 shim/completions/agentshim.bash $(DESTDIR)$(PREFIX)/$(BASH_COMPLETION)
+	install -D -m 644 shim/completions/_agentshim $(DESTDIR)$(PREFIX)/$(ZSH_COMPLETION)
+	install -D -m 644 shim/completions/agentshim.fish $(DESTDIR)$(PREFIX)/$(FISH_COMPLETION)
 	install -m 755 native/build/agentshim $(DESTDIR)$(PREFIX)/bin/.agentshim.new
 	mv -f $(DESTDIR)$(PREFIX)/bin/.agentshim.new $(DESTDIR)$(PREFIX)/bin/agentshim
 
 uninstall:
 	rm -rf $(DESTDIR)$(LIBDIR)
+	find $(DESTDIR)$(PREFIX)/bin -maxdepth 1 -name 'agentshim-*' -lname agentshim -delete
 	rm -f $(DESTDIR)$(PREFIX)/bin/agentshim $(DESTDIR)$(PREFIX)/share/man/man[58]/agentshim*.[58]
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION))
 
 clean:
 	rm -rf native/build dist shim/_sys.abi3.so $(VENV)

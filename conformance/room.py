@@ -1,9 +1,9 @@
 """A room of our own: a private mount namespace in which engines, delegates and agentshim are run.
 
-Belongs here: what the host must not notice. /etc and /var/lib are overlays (users, subuid and /etc/agentshim are ours),
-/run and /dev/shm start empty, and the v1 hugetlb controller that crun insists on is mounted. Nothing has to be restored
-afterwards: the namespace goes with its last process, even when the tests are killed. The network and pid namespaces
-stay the host's, since agentshim compares with them. Next door: `engines.harness` starts engines in a room.
+Belongs here: what the host must not notice. /etc, /var/lib and /var/log are overlays (users, subuid and /etc/agentshim
+are ours), /run and /dev/shm start empty, and the v1 hugetlb controller that crun insists on is mounted. Nothing has to
+be restored afterwards: the namespace goes with its last process, even when the tests are killed. The network and pid
+namespaces stay the host's, since agentshim compares with them. Next door: `engines.harness` starts engines in a room.
 """
 
 from __future__ import annotations
@@ -160,10 +160,11 @@ set -eu
 mount --make-rprivate /
 mkdir -p over run config
 mount -t tmpfs -o mode=755 tmpfs over  # an overlay cannot be written to an overlay, which may be what / is
-mkdir over/etc over/etc.work over/lib over/lib.work
+mkdir over/etc over/etc.work over/lib over/lib.work over/log over/log.work
 mount -t overlay overlay -o lowerdir=/etc,upperdir=$PWD/over/etc,workdir=$PWD/over/etc.work /etc
 mount -t overlay overlay -o lowerdir=/var/lib,upperdir=$PWD/over/lib,workdir=$PWD/over/lib.work /var/lib
-rm -rf /var/lib/agentshim
+mount -t overlay overlay -o lowerdir=/var/log,upperdir=$PWD/over/log,workdir=$PWD/over/log.work /var/log
+rm -rf /var/lib/agentshim /var/log/agentshim
 mkdir -p /etc/agentshim; chmod 755 /etc/agentshim
 mount --bind config /etc/agentshim
 mount --bind run /run

@@ -1,8 +1,8 @@
 """nf_tables as netlink messages: tables, chains, sets, elements, rules and the expressions that rules are made of.
 
-Belongs here: linux/netfilter/nf_tables.h, in as far as `lock` and `records` use it. Next door: `lock` says which rules;
-`netlink` knows messages and attributes. An expression is bytes, a rule is expressions one behind the other, a batch is
-messages that happen together or not at all.
+Belongs here: linux/netfilter/nf_tables.h, in as far as it is used here. Next door: `lock` and `host` say which rules
+and elements; `netlink` knows messages and attributes. An expression is bytes, a rule is expressions one behind the
+other, a batch is messages that happen together or not at all.
 
 Registers: 1 is one of 16 bytes, 9 to 14 are the words of 4 bytes behind its first, so that a key of fields lies in 1,
 9, 10 … as the kernel compares it. Register 0 is the verdict.
@@ -23,6 +23,7 @@ from hooks.netlink import (
     message,
     nested,
     number,
+    string,
     text,
     u32,
     u64,
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 SUBSYSTEM = 10 << 8
 BEGIN, END = 16, 17
 NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM, GETSETELEM, DELSETELEM = 0, 2, 3, 6, 9, 12, 13, 14
-INET = 1
+GETTABLE, GETRULE = 1, 7
+INET, ARP, BRIDGE = 1, 3, 7
 FIRST_REGISTER, NEXT_REGISTER = 1, 9
 
 # Hooks, verdicts, set flags
@@ -61,7 +63,8 @@ EQUAL, UNEQUAL, LEAST, MOST = 0, 1, 5, 3
 PER_MESSAGE = 500  # elements: a list is one attribute of at most 64 KiB, and an element is up to 76 bytes
 
 _NFNETLINK = Struct(">BBH")
-_INET = _NFNETLINK.pack(INET, 0, 0)
+_FAMILIES = {family: _NFNETLINK.pack(family, 0, 0) for family in (INET, ARP, BRIDGE)}
+_INET = _FAMILIES[INET]
 _BATCH = _NFNETLINK.pack(0, 0, 10)
 
 
@@ -69,12 +72,20 @@ _BATCH = _NFNETLINK.pack(0, 0, 10)
 
 
 def batch(every: Iterable[Message]) -> bytes:
-    """All of `every` in one transaction. One acknowledgement, of the last: an error of any comes before it."""
+    """All of `every`, of tables inet, in one transaction, with one acknowledgement: of the last, since an error of any
+    comes before it.
+    """
+    return mixed((INET, one) for one in every)
+
+
+def mixed(every: Iterable[tuple[int, Message]]) -> bytes:
+    """As `batch`, each message for the tables of a family."""
     whole = list(every)
     last = len(whole)
     parts = [message(BEGIN, 0, _BATCH)]
-    for place, (kind, flags, payload) in enumerate(whole, 1):
-        parts.append(message(SUBSYSTEM | kind, flags | ACK if place == last else flags, _INET + payload, place))
+    for place, (family, (kind, flags, payload)) in enumerate(whole, 1):
+        head = _FAMILIES[family]
+        parts.append(message(SUBSYSTEM | kind, flags | ACK if place == last else flags, head + payload, place))
     parts.append(message(END, 0, _BATCH, last + 1))
     return b"".join(parts)
 
@@ -133,20 +144,46 @@ def new_elements(table: str, name: str, keys: list[tuple[bytes, bytes]]) -> list
     return out
 
 
+def entry(table: str, name: str, key: bytes, last: bytes = b"", data: bytes = b"") -> Message:
+    """One element that must not be there yet: EEXIST. `last`: of a range; `data`: of a map, see `chain` and `value`."""
+    parts = [nested(1, attribute(1, key)), *([nested(10, attribute(1, last))] if last else []), data]
+    return NEWSETELEM, CREATE | EXCL, text(1, table) + text(2, name) + nested(3, nested(1, *parts))
+
+
+def chain(name: str) -> bytes:
+    """The data of a verdict map: go to a chain."""
+    return nested(2, nested(2, u32(1, GOTO & 0xFFFFFFFF), text(2, name)))
+
+
+def value(data: bytes) -> bytes:
+    """The data of any other map: its fields, each padded to 4."""
+    return nested(2, attribute(1, data))
+
+
 def lease(table: str, name: str, key: bytes, milliseconds: int) -> Message:
     """One element that the kernel ends; EEXIST where the key is there: its time would not be set anew (before 6.12)."""
     element = nested(1, nested(1, attribute(1, key)), u64(4, milliseconds))
     return NEWSETELEM, CREATE | EXCL, text(1, table) + text(2, name) + nested(3, element)
 
 
-def release(table: str, name: str, key: bytes) -> Message:
+def release(table: str, name: str, key: bytes, last: bytes = b"") -> Message:
     """The end of one element; ENOENT where it is not there."""
-    return DELSETELEM, 0, text(1, table) + text(2, name) + nested(3, _element(key, b""))
+    return DELSETELEM, 0, text(1, table) + text(2, name) + nested(3, _element(key, last))
 
 
-def list_elements(table: str, name: str) -> bytes:
+def list_elements(table: str, name: str, family: int = INET) -> bytes:
     """The request for a dump of a set: for `netlink.Socket.dump`."""
-    return message(SUBSYSTEM | GETSETELEM, DUMP, _INET + text(1, table) + text(2, name))
+    return message(SUBSYSTEM | GETSETELEM, DUMP, _FAMILIES[family] + text(1, table) + text(2, name))
+
+
+def list_rules(table: str, family: int) -> bytes:
+    """The request for a dump of a table's rules; there are none where there is no table."""
+    return message(SUBSYSTEM | GETRULE, DUMP, _FAMILIES[family] + text(1, table))
+
+
+def list_tables(family: int) -> bytes:
+    """The request for a dump of a family's tables."""
+    return message(SUBSYSTEM | GETTABLE, DUMP, _FAMILIES[family])
 
 
 def _element(first: bytes, last: bytes) -> bytes:
@@ -168,6 +205,42 @@ def elements(payloads: Iterable[bytes]) -> list[Element]:
                     element = _decoded(one)
                     found[element[0]] = element
     return list(found.values())
+
+
+def entries(payloads: Iterable[bytes]) -> dict[tuple[bytes, bytes], bytes]:
+    """(key, last key) -> data of the elements of a map: the name of a verdict's chain, or the fields."""
+    found: dict[tuple[bytes, bytes], bytes] = {}
+    for payload in payloads:
+        for kind, value in attributes(payload[_NFNETLINK.size :]):
+            if kind == 3:
+                for _, one in attributes(value):
+                    fields = dict(attributes(one))
+                    found[_data(fields[1]), _data(fields.get(10, b""))] = _target(fields.get(2, b""))
+    return found
+
+
+def bodies(payloads: Iterable[bytes]) -> list[bytes]:
+    """What a dump says, without its heads: they hold the number of the last change of any table."""
+    return [payload[_NFNETLINK.size :] for payload in payloads]
+
+
+def chain_of(body: bytes) -> str:
+    """The chain of a rule in a dump of them."""
+    return string(dict(attributes(body))[2])
+
+
+def flags_of(payloads: Iterable[bytes], table: str) -> int:
+    """The flags of a table in a dump of them (1: dormant, no rule of it is asked); -1 where it is not there."""
+    for body in bodies(payloads):
+        fields = dict(attributes(body))
+        if string(fields[1]) == table:
+            return number(fields[2])
+    return -1
+
+
+def _target(nest: bytes) -> bytes:
+    fields = dict(attributes(nest))
+    return dict(attributes(fields[2])).get(2, b"").rstrip(b"\0") if 2 in fields else fields.get(1, b"")
 
 
 def _decoded(data: bytes) -> Element:

@@ -3,9 +3,18 @@
 Belongs here: what a step is, the file that native/nethook.c reads, and the words for it. Next door: `lock` makes steps;
 `nft` and `netlink` know the messages. The file, in native byte order:
 
-    8 bytes  "ASNET\\0\\0\\1"
+    8 bytes  "ASNET\\0\\0\\2"
     u32      number of steps
     each     u32 room, family, acks, length of do, length of undo; do and undo, each padded with zeros to 4
+
+A room may have bits beside it:
+
+    ONLY_EMPTY  not done where an engine built a network already: where, before the first step, an interface of the
+                container's namespace but lo is up. What was not done is not undone either.
+    KEEP        undone when a later step fails, but not at the container's end: it goes with the namespace by itself,
+                and slowly (a link takes 32 ms).
+
+While a plan is replayed the container's namespace is open as descriptor NETNS, for a message that has to name it.
 """
 
 from __future__ import annotations
@@ -23,26 +32,37 @@ if TYPE_CHECKING:
     Open = Callable[[int, int], netlink.Socket]  # room, family
 
 CONTAINER, HOST = 0, 1
+ONLY_EMPTY, KEEP = 0x100, 0x200
+NETNS = 8
 ROOMS = {CONTAINER: "container", HOST: "host"}
 FAMILIES = {netlink.ROUTE: "route", netlink.NETFILTER: "netfilter"}
 
-MAGIC = b"ASNET\0\0\1"
+MAGIC = b"ASNET\0\0\2"
 MOST_BYTES = 1 << 20  # what the hook reads; a batch of 10,000 grants takes 430 KiB
 MOST_STEPS = 4096
 
+GONE = (2, 19)  # ENOENT, ENODEV: what was to be deleted, or the interface that had it
+GETLINK, UP = 18, 1
+BEGIN, END = 16, 17
+
 _COUNT = Struct("=I")
 _STEP = Struct("=5I")
+_LINK = Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _PADS = (b"", b"\0", b"\0\0", b"\0\0\0")
 _FIRST = len(MAGIC) + _COUNT.size
 
-# Message types of nf_tables in words, for a plan that is read back
+# Message types of nf_tables and of rtnetlink in words, for a plan that is read back
 _NAMES = {0: "table", 2: "no table", 3: "chain", 6: "rule", 9: "set", 12: "elements", 14: "no elements"}
+_ROUTE_NAMES = {16: "link", 17: "no link", 20: "address", 24: "route", 28: "neighbour", 29: "no neighbour"}
 
 
 class Step(Value):
-    """`room`, `family`: in whose network namespace, and which netlink; `do`, `undo`: whole messages, each sent as one
-    datagram; `acks`: how many acknowledgements `do` asks for; `words`: what it does, for people. `words` are not in
-    the file: a decoded step has those that its messages tell.
+    """`room`, `family`: in whose network namespace, with the bits above, and which netlink; `do`, `undo`: whole
+    messages, each sent as one datagram; `acks`: how many acknowledgements `do` asks for; `words`: what it does, for
+    people. `words` are not in the file: a decoded step has those that its messages tell.
+
+    What fails is not undone itself, so `do` is one message, or one batch, or messages that a step before it undoes.
+    `undo` of a batch that is to work at the container's end deletes one element a message: see `release`.
     """
 
     __slots__ = ("room", "family", "do", "undo", "acks", "words")
@@ -55,9 +75,21 @@ class Step(Value):
         self.acks = acks
         self.words = words
 
+    @property
+    def where(self) -> int:
+        """The room alone: CONTAINER or HOST."""
+        return self.room & ~(ONLY_EMPTY | KEEP)
+
+    @property
+    def released(self) -> bool:
+        """Whether it is undone at the container's end."""
+        return self.where == HOST and not self.room & KEEP and bool(self.undo)
+
     def __str__(self) -> str:
-        back = "undone by itself" if self.undo else "not undone"
-        return f"{ROOMS[self.room]}: {FAMILIES[self.family]}: {self.words} ({len(self.do)} bytes, {back})"
+        told = [f"{len(self.do)} bytes", "undone by itself" if self.undo else "not undone"]
+        told += ["undone at the end"] if self.released else []
+        told += ["only in an empty network"] if self.room & ONLY_EMPTY else []
+        return f"{ROOMS[self.where]}: {FAMILIES[self.family]}: {self.words} ({', '.join(told)})"
 
 
 def encode(steps: Iterable[Step]) -> bytes:
@@ -101,12 +133,17 @@ def describe(steps: Iterable[Step]) -> str:
 def replay(steps: Iterable[Step], open_socket: Open) -> None:
     """Do all steps, or none: as the native hook does, in Python. Cold: tests, and a look at what a plan would do.
 
-    `open_socket(room, family)` gives an open socket, which stays its own. HostError names the step that failed.
+    `open_socket(room, family)` gives an open socket, which stays its own; for a plan that makes a link the caller holds
+    the container's namespace as descriptor NETNS. HostError names the step that failed.
     """
+    every = list(steps)
+    empty = not any(step.room & ONLY_EMPTY for step in every) or _is_empty(open_socket(CONTAINER, netlink.ROUTE))
     done: list[Step] = []
-    for place, step in enumerate(steps, 1):
+    for place, step in enumerate(every, 1):
+        if step.room & ONLY_EMPTY and not empty:
+            continue
         try:
-            open_socket(step.room, step.family).ask(step.do, step.acks)
+            open_socket(step.where, step.family).ask(step.do, step.acks)
         except OSError as error:
             _undo(done, open_socket)
             todo = f"{reason(error)}; what was done before is undone"
@@ -114,21 +151,63 @@ def replay(steps: Iterable[Step], open_socket: Open) -> None:
         done.append(step)
 
 
+def release(steps: Iterable[Step], open_socket: Open) -> None:
+    """What is left on the host's side when the container is gone, as the hook's second call does it. Cold: gc.
+
+    What is gone already is no error. HostError names the first step that was not undone, after all were tried. Each
+    message is sent alone: of a batch nothing would be done where one of its elements is gone.
+    """
+    first: tuple[int, Step, OSError] | None = None
+    every = list(enumerate(steps, 1))
+    for place, step in reversed(every):
+        for data in _apart(step.undo, step.family) if step.released else ():
+            try:
+                open_socket(HOST, step.family).ask(data, _acks(data, step.family))
+            except OSError as error:
+                if error.errno not in GONE:
+                    first = first or (place, step, error)
+    if first:
+        todo = f"{reason(first[2])}; try again: agentshim net gc"
+        raise HostError("network", f"step {first[0]}", f"to undo {first[1].words}", "all undone", todo) from first[2]
+
+
+def _is_empty(kernel: netlink.Socket) -> bool:
+    """Whether no interface but lo, which is 1, is up."""
+    try:
+        found = kernel.dump(netlink.message(GETLINK, netlink.DUMP, _LINK.pack(0, 0, 0, 0, 0)))
+    except OSError as error:
+        raise HostError(
+            "network", "interfaces", reason(error), "a list of them", "create the container anew"
+        ) from error
+    links = [_LINK.unpack_from(one) for one in found]
+    return not any(index != 1 and flags & UP for _, _, index, flags, _ in links)
+
+
 def _undo(done: list[Step], open_socket: Open) -> None:
     for step in reversed(done):
         try:
             if step.undo:
-                open_socket(step.room, step.family).ask(step.undo, _acks(step.undo, step.family))
+                open_socket(step.where, step.family).ask(step.undo, _acks(step.undo, step.family))
         except OSError:
             continue  # the first error is the one to show
+
+
+def _apart(data: bytes, family: int) -> list[bytes]:
+    """Each message alone; of a batch each in a batch of its own."""
+    every = list(netlink.messages(data))
+    border = every[0][3]
+    if family != netlink.NETFILTER or every[0][0] != BEGIN:
+        return [netlink.message(*one[:2], one[3], one[2]) for one in every]
+    begin, end = netlink.message(BEGIN, 0, border), netlink.message(END, 0, border)
+    return [begin + netlink.message(*one[:2], one[3], one[2]) + end for one in every[1:-1]]
 
 
 def _step(data: bytes, at: int) -> tuple[Step, int]:
     if len(data) - at < _STEP.size:
         raise _invalid("a step that is cut off", "whole steps")
     room, family, acks, do_length, undo_length = _STEP.unpack_from(data, at)
-    if room not in ROOMS or family not in FAMILIES:
-        raise _invalid(f"room {room}, family {family}", "room 0 or 1, family 0 or 12")
+    if room & ~(ONLY_EMPTY | KEEP) not in ROOMS or family not in FAMILIES:
+        raise _invalid(f"room {room:#x}, family {family}", "room 0 or 1 with known bits, family 0 or 12")
     do, at = _padded(data, at + _STEP.size, do_length)
     undo, at = _padded(data, at, undo_length)
     wanted = _acks(do, family)
@@ -158,8 +237,8 @@ def _acks(data: bytes, family: int) -> int:
         raise _invalid(str(error), "whole messages") from error
     if any(not flags & netlink.REQUEST for _, flags in heads):
         raise _invalid("a message that is no request", "requests")
-    batch = family == netlink.NETFILTER and bool(heads) and heads[0][0] == 16
-    if batch and heads[-1][0] != 17:
+    batch = family == netlink.NETFILTER and bool(heads) and heads[0][0] == BEGIN
+    if batch and heads[-1][0] != END:
         raise _invalid("a batch without its end", "whole batches")
     return sum(bool(flags & netlink.ACK) for _, flags in heads)
 
@@ -168,7 +247,7 @@ def _words(data: bytes, family: int) -> str:
     """What messages say of themselves: how many of which kind."""
     counts: dict[str, int] = {}
     for kind, _, _, _ in netlink.messages(data):
-        if family == netlink.NETFILTER and kind in (16, 17):
+        if family == netlink.NETFILTER and kind in (BEGIN, END):
             continue
         word = _word(kind, family)
         counts[word] = counts.get(word, 0) + 1
@@ -177,7 +256,8 @@ def _words(data: bytes, family: int) -> str:
 
 def _word(kind: int, family: int) -> str:
     ours = family == netlink.NETFILTER and kind >> 8 == 10
-    return _NAMES.get(kind & 255, f"message {kind}") if ours else f"message {kind}"
+    names = _NAMES if ours else _ROUTE_NAMES if family == netlink.ROUTE else {}
+    return names.get(kind & 255 if ours else kind, f"message {kind}")
 
 
 def _invalid(asked: str, ceiling: str, todo: str = "install all of agentshim at one version") -> Invalid:

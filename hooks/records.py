@@ -14,7 +14,8 @@ import posix
 
 from hooks import nft
 from hooks.chains import HARD4, HARD6
-from hooks.grants import KEYS, LAST_PORT, NAMES, PROTOCOLS, address_of
+from hooks.grants import KEY6, KEYS, LAST_PORT, NAMES, PROTOCOLS, address_of
+from hooks.host import flow_key
 from hooks.lock import LEASES, TABLE
 from hooks.netlink import NETFILTER, Socket
 from shim.errors import HostError, Invalid, Refused, ShimError, reason
@@ -49,8 +50,11 @@ def leases(namespace: str) -> list[Lease]:
     return sorted((*_told(key), timeout, expires) for key, _, timeout, expires, _, _ in every)
 
 
-def lease_add(namespace: str, protocol: str, address: str, port: int, milliseconds: int) -> None:
-    """Grant one address and port for so long, or for so long from now on where it is leased already.
+def lease_add(
+    namespace: str, protocol: str, address: str, port: int, milliseconds: int, agent: bytes = b""
+) -> None:
+    """Grant one address and port for so long, or for so long from now on where it is leased already. `agent`: its own
+    address where the host has a lock of its own for it, which is opened first, and shut again where the other is not.
 
     Refused on an address that is not grantable, and on IPv6 where the lock has it shut; HostError where there is no
     lock, or no place for one more lease.
@@ -60,34 +64,56 @@ def lease_add(namespace: str, protocol: str, address: str, port: int, millisecon
         raise Invalid("network", "lease", f"{milliseconds} ms", f"1 to {LONGEST} ms", "ask for another time")
     if _hard(address_of(address)):
         raise Refused("network", "lease", address, "no link-local, multicast or metadata address", "ask for another")
-    name = _leased(key)
-    fresh = nft.lease(TABLE, name, key, milliseconds)
-    with opened(namespace) as kernel:
-        for batch in ((fresh,), (nft.release(TABLE, name, key), fresh), (fresh,)):
-            try:
-                kernel.ask(nft.batch(batch), 1)
-                return
-            except FileExistsError:
-                continue  # leased already: its end and its new begin in one transaction
-            except FileNotFoundError as error:
-                if len(batch) == 1:
-                    raise _absent(namespace, name) from error
-                continue  # it ended just now
-            except OSError as error:
-                raise _not_leased(error, address, port) from error
-    raise HostError("network", "lease", f"{address}:{port}", "a lease", "it changes all the time: try again")
+    if not agent:
+        with opened(namespace) as kernel:
+            _add(kernel, namespace, key, milliseconds)
+        return
+    outer = flow_key(agent, protocol, address_of(address), port)
+    with Socket(NETFILTER) as host, opened(namespace) as kernel:
+        _add(host, "the host's", outer, milliseconds)
+        try:
+            _add(kernel, namespace, key, milliseconds)
+        except ShimError:
+            _end(host, outer)
+            raise
 
 
-def lease_del(namespace: str, protocol: str, address: str, port: int) -> bool:
-    """End a lease at once; whether there was one."""
+def lease_del(namespace: str, protocol: str, address: str, port: int, agent: bytes = b"") -> bool:
+    """End a lease at once, in both locks where `agent` has two; whether there was one."""
     key = _key(protocol, address, port)
     with opened(namespace) as kernel:
+        there = _end(kernel, key)
+    if agent:
+        with Socket(NETFILTER) as host:
+            there = _end(host, flow_key(agent, protocol, address_of(address), port)) or there
+    return there
+
+
+def _add(kernel: Socket, namespace: str, key: bytes, milliseconds: int) -> None:
+    name = _leased(key)
+    fresh = nft.lease(TABLE, name, key, milliseconds)
+    for batch in ((fresh,), (nft.release(TABLE, name, key), fresh), (fresh,)):
         try:
-            kernel.ask(nft.batch([nft.release(TABLE, _leased(key), key)]), 1)
-        except FileNotFoundError:
-            return False
+            kernel.ask(nft.batch(batch), 1)
+            return
+        except FileExistsError:
+            continue  # leased already: its end and its new begin in one transaction
+        except FileNotFoundError as error:
+            if len(batch) == 1:
+                raise _absent(namespace, name) from error
+            continue  # it ended just now
         except OSError as error:
-            raise _not_leased(error, address, port) from error
+            raise _not_leased(error) from error
+    raise HostError("network", "lease", "a lease", "one that stays", "it changes all the time: try again")
+
+
+def _end(kernel: Socket, key: bytes) -> bool:
+    try:
+        kernel.ask(nft.batch([nft.release(TABLE, _leased(key), key)]), 1)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _not_leased(error) from error
     return True
 
 
@@ -171,7 +197,7 @@ def _key(protocol: str, address: str, port: int) -> bytes:
 
 
 def _leased(key: bytes) -> str:
-    return "leased6" if len(key) > 12 else "leased"
+    return "leased6" if len(key) == KEY6.size else "leased"
 
 
 def _hard(address: bytes) -> bool:
@@ -189,6 +215,6 @@ def _absent(namespace: str, name: str) -> ShimError:
     return HostError("network", "namespace", namespace, "one with our table in it", "this network is not confined")
 
 
-def _not_leased(error: OSError, address: str, port: int) -> HostError:
+def _not_leased(error: OSError) -> HostError:
     full = f"{LEASES} leases are there" if error.errno == 23 else reason(error)  # ENFILE
-    return HostError("network", "lease", f"{address}:{port}", "a lease more", full)
+    return HostError("network", "lease", "one more", "a lease", full)

@@ -1,12 +1,14 @@
 /* agentshim-net: builds what a plan says in a container's network, before its first instruction, and is gone.
+ * Called again when the container is gone, it takes back what the host's side still has of it.
  *
  * Belongs here: replaying netlink messages that are already made, and giving up all authority that this does not need.
  * Next door: hooks/plan.py writes the plan and says what it means. Nothing of a message is understood here but its
  * length, its flags and whether a batch is closed; no policy is decided, no file is written, nothing is forked.
  *
  * The delegate runs `agentshim-net PLAN` as a createRuntime hook in the host's namespaces, as root, with the state of
- * the container on stdin. All of plan and state is checked before anything is done. Functions that can fail return
- * -errno, or end the process with one line, `network: key: asked X, ceiling Y: what to do`.
+ * the container on stdin, and `agentshim-net PLAN undo [LEASE]` as a poststop hook: LEASE is the file that keeps the
+ * container's address from others. All of plan and state is checked before anything is done. Functions that can fail
+ * return -errno, or end the process with one line, `network: key: asked X, ceiling Y: what to do`.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,6 +21,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -29,8 +33,10 @@
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/if.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <linux/seccomp.h>
 
 #if defined(__x86_64__)
@@ -42,11 +48,11 @@
 #endif
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
-#define MAGIC "ASNET\0\0\1"
+#define MAGIC "ASNET\0\0\2"
 enum { MOST_BYTES = 1 << 20, MOST_STEPS = 4096, SECONDS = 2 };
-enum { CONTAINER, HOST, ROOMS };
+enum { NETNS = 8 }; /* the descriptor by which a message names the container's namespace */
+enum { CONTAINER, HOST, ROOMS, ONLY_EMPTY = 0x100, KEEP = 0x200, BITS = ONLY_EMPTY | KEEP }; /* see hooks/plan.py */
 enum { ROUTE, NETFILTER, FAMILIES };
-static const int FAMILY[] = {NETLINK_ROUTE, NETLINK_NETFILTER};
 
 /* One step as it lies in the file. The bytes of `DO` follow it, then those of `UNDO`, each padded with zeros to 4. */
 enum { DO, UNDO };
@@ -56,8 +62,9 @@ struct step {
 };
 
 static uint32_t plan[MOST_BYTES / 4 + 1]; /* one word more than allowed, to see that a file is too long */
-static char state[MOST_BYTES + 1];
+static char state[MOST_BYTES + 1] __attribute__((aligned(4))); /* once it is read, room for other messages */
 static const struct step *steps[MOST_STEPS];
+static uint32_t rooms; /* of all steps, with their bits */
 static int sockets[ROOMS][FAMILIES] = {{-1, -1}, {-1, -1}};
 
 /* Why the kernel said no. podman takes the usual words of the first three for an exit code of the container. */
@@ -178,17 +185,22 @@ static int read_pid(void) {
     return pid;
 }
 
+/* Copy the head of the message at `at` out. Its length with padding; 0 unless it lies whole within `length`. */
+static size_t head_of(const void *bytes, size_t length, size_t at, struct nlmsghdr *head) {
+    if (at >= length || length - at < sizeof *head)
+        return 0;
+    memcpy(head, (const char *)bytes + at, sizeof *head);
+    return head->nlmsg_len < sizeof *head || head->nlmsg_len > length - at ? 0 : NLMSG_ALIGN(head->nlmsg_len);
+}
+
 /* How many messages want an answer; -EINVAL unless `bytes` are whole requests, and a batch has its end (the kernel
  * acknowledges each message of one that it then drops for want of an end). */
 static int messages(const unsigned char *bytes, size_t length, uint32_t family) {
     struct nlmsghdr head = {0};
     int wanted = 0;
     bool batch = false; /* RTM_NEWLINK has the number of a batch's begin */
-    for (size_t at = 0; at < length; at += NLMSG_ALIGN(head.nlmsg_len)) {
-        if (length - at < sizeof head)
-            return -EINVAL;
-        memcpy(&head, bytes + at, sizeof head);
-        if (head.nlmsg_len < sizeof head || head.nlmsg_len > length - at || !(head.nlmsg_flags & NLM_F_REQUEST))
+    for (size_t at = 0, size; at < length; at += size) {
+        if (!(size = head_of(bytes, length, at, &head)) || !(head.nlmsg_flags & NLM_F_REQUEST))
             return -EINVAL; /* what is no request is acknowledged, and not done */
         batch = batch || (at == 0 && family == NETLINK_NETFILTER && head.nlmsg_type == NFNL_MSG_BATCH_BEGIN);
         wanted += (head.nlmsg_flags & NLM_F_ACK) != 0;
@@ -212,9 +224,18 @@ static const unsigned char *bytes_of(const struct step *step, int which) {
     return step->bytes + (which == UNDO ? (step->length[DO] + 3) / 4 * 4 : 0);
 }
 
+static uint32_t room_of(const struct step *step) {
+    return step->room & ~(uint32_t)BITS;
+}
+
+/* Where the socket for a step's room and family is. */
+static int *slot(const struct step *step) {
+    return &sockets[room_of(step)][step->family == NETLINK_NETFILTER];
+}
+
 /* NULL where the step is one that `apply` can do, else what is wrong. */
 static const char *check_step(const struct step *step) {
-    if (step->room >= ROOMS)
+    if (room_of(step) >= ROOMS)
         return "an unknown room";
     if (step->family != NETLINK_ROUTE && step->family != NETLINK_NETFILTER)
         return "an unknown family";
@@ -241,13 +262,17 @@ static const char *check_plan(size_t length) {
         const char *wrong = check_step(step);
         if (wrong)
             return wrong;
+        rooms |= step->room;
     }
     return at == words ? NULL : "bytes behind the last step";
 }
 
-static void read_plan(const char *path) {
+/* With `over`, a plan that is not there has nothing to undo. */
+static void read_plan(const char *path, bool over) {
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0 && errno == ENOENT && over)
+        _exit(0);
     if (fd < 0)
         fail("plan", path, reason(errno), "create the container anew");
     if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != 0 || st.st_mode & (S_IWGRP | S_IWOTH))
@@ -265,39 +290,48 @@ static void keep(uint32_t mask) {
     need(syscall(SYS_capset, &head, data) == 0, "capabilities", "fewer capabilities");
 }
 
-/* No descriptor of the engine's, no program that could gain, and of all capabilities three: NET_ADMIN to act, SYS_ADMIN
- * for setns, SYS_PTRACE to look at the namespaces of a process that is not dumpable, as runc's init. */
-static void give_up_most(void) {
+/* No descriptor of the engine's, no program that could gain, and of all capabilities NET_ADMIN, to act; unless the
+ * container is `over` SYS_ADMIN too, for setns, and SYS_PTRACE, to look at the namespaces of a process that is not
+ * dumpable, as runc's init. */
+static void give_up_most(bool over) {
     syscall(SYS_close_range, 3, ~0U, 0); /* Linux 5.9; before it, the engine's O_CLOEXEC must do */
     need(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "capabilities", "no new privileges");
     for (unsigned long cap = 0; prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0; cap++)
         continue;
     need(errno == EINVAL, "capabilities", "an empty bounding set"); /* EINVAL: one behind the last */
-    keep(CAP_TO_MASK(CAP_NET_ADMIN) | CAP_TO_MASK(CAP_SYS_ADMIN) | CAP_TO_MASK(CAP_SYS_PTRACE));
+    keep(CAP_TO_MASK(CAP_NET_ADMIN) | (over ? 0 : CAP_TO_MASK(CAP_SYS_ADMIN) | CAP_TO_MASK(CAP_SYS_PTRACE)));
 }
 
-/* From here on: send without an address, receive, write to stderr, end. */
-static void give_up_rest(void) {
+/* From here on: send without an address, receive, write to stderr, end; and unlink `lease`, unless that is NULL. */
+static void give_up_rest(const char *lease) {
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
 #define HIGH(i) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[i]) + 4) /* both little-endian */
 #define IF(k, yes, no) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (k), (yes), (no))
     struct sock_filter filter[] = {
         /*  0 */ LOAD(arch),
-        /*  1 */ IF(ARCH, 0, 13),
+        /*  1 */ IF(ARCH, 0, 20),
         /*  2 */ LOAD(nr),
-        /*  3 */ IF(SYS_recvfrom, 10, 0),
-        /*  4 */ IF(SYS_exit_group, 9, 0),
+        /*  3 */ IF(SYS_recvfrom, 19, 0),
+        /*  4 */ IF(SYS_exit_group, 18, 0),
         /*  5 */ IF(SYS_sendto, 0, 4),
         /*  6 */ LOAD(args[4]),
-        /*  7 */ IF(0, 0, 7),
+        /*  7 */ IF(0, 0, 14),
         /*  8 */ HIGH(4),
-        /*  9 */ IF(0, 4, 5),
-        /* 10 */ IF(SYS_write, 0, 4),
+        /*  9 */ IF(0, 13, 12),
+        /* 10 */ IF(SYS_write, 0, 2),
         /* 11 */ LOAD(args[0]), /* an int: the kernel does not look at the upper half */
-        /* 12 */ IF(STDERR_FILENO, 1, 2),
-        /* 13 */ BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
-        /* 14 */ BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-        /* 15 */ BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        /* 12 */ IF(STDERR_FILENO, 10, 9),
+        /* 13 */ IF(lease ? SYS_unlinkat : SYS_exit_group, 0, 8), /* without a lease never so: see 4 */
+        /* 14 */ LOAD(args[0]),
+        /* 15 */ IF((uint32_t)AT_FDCWD, 0, 6),
+        /* 16 */ LOAD(args[1]),
+        /* 17 */ IF((uint32_t)(uintptr_t)lease, 0, 4),
+        /* 18 */ HIGH(1),
+        /* 19 */ IF((uint32_t)((uint64_t)(uintptr_t)lease >> 32), 0, 2),
+        /* 20 */ LOAD(args[2]), /* an int, too */
+        /* 21 */ IF(0, 1, 0),
+        /* 22 */ BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        /* 23 */ BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {COUNT(filter), filter};
     keep(CAP_TO_MASK(CAP_NET_ADMIN));
@@ -316,17 +350,17 @@ static int open_socket(int family) {
     return fd;
 }
 
-/* The sockets that the steps of `room` want, in the network namespace of this moment. */
+/* The sockets that the steps of `room` want, in the network namespace of this moment; and one to look around with. */
 static void open_sockets(uint32_t room) {
-    for (uint32_t i = 0; i < plan[2]; i++) {
-        int *slot = &sockets[room][steps[i]->family == NETLINK_NETFILTER];
-        if (steps[i]->room == room && *slot < 0)
-            *slot = open_socket(FAMILY[slot - sockets[room]]);
-    }
+    for (uint32_t i = 0; i < plan[2]; i++)
+        if (room_of(steps[i]) == room && *slot(steps[i]) < 0)
+            *slot(steps[i]) = open_socket((int)steps[i]->family);
+    if (room == CONTAINER && rooms & ONLY_EMPTY && sockets[CONTAINER][ROUTE] < 0)
+        sockets[CONTAINER][ROUTE] = open_socket(NETLINK_ROUTE);
 }
 
-/* The network namespace of `pid`; never the host's. */
-static int open_namespace(int pid) {
+/* Open the network namespace of `pid`, never the host's, as NETNS. */
+static void open_namespace(int pid) {
     char path[32];
     struct stat ours, theirs;
     snprintf(path, sizeof path, "/proc/%d/ns/net", pid);
@@ -335,26 +369,35 @@ static int open_namespace(int pid) {
         fail("namespace", path, reason(errno), "the container is gone: create it anew");
     if (ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino)
         fail("namespace", path, "a network namespace that is not the host's", "give the container one of its own");
-    return fd;
+    if (fd != NETNS) {
+        need(dup3(fd, NETNS, O_CLOEXEC) == NETNS, "namespace", "a descriptor");
+        close(fd);
+    }
+}
+
+/* One datagram of the kernel's: its length, or -errno. */
+static ssize_t receive(int fd, void *buffer, size_t size, int flags) {
+    struct sockaddr_nl from = {0};
+    socklen_t length = sizeof from;
+    ssize_t got;
+    do
+        got = recvfrom(fd, buffer, size, flags | MSG_TRUNC, (struct sockaddr *)&from, &length);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return -errno;
+    /* from 0: the kernel's. Whoever is in this namespace already, as root, could send us an answer too. */
+    return length != sizeof from || from.nl_pid != 0 || got > (ssize_t)size ? -EBADMSG : got;
 }
 
 /* Read one answer. 1: it acknowledges; 0: there is none, and `flags` say not to wait; else -errno. */
 static int answer(int fd, int flags) {
     char buffer[1024];
-    struct sockaddr_nl from = {0};
-    socklen_t size = sizeof from;
     struct nlmsghdr head;
     struct nlmsgerr error;
-    ssize_t got;
-    do
-        got = recvfrom(fd, buffer, sizeof buffer, flags | MSG_TRUNC, (struct sockaddr *)&from, &size);
-    while (got < 0 && errno == EINTR);
+    ssize_t got = receive(fd, buffer, sizeof buffer, flags);
     if (got < 0)
-        return flags && errno == EAGAIN ? 0 : -errno;
-    /* from 0: the kernel's. Whoever is in this namespace already, as root, could send us an answer too. */
-    if (size != sizeof from || from.nl_pid != 0)
-        return -EBADMSG;
-    if (got < (ssize_t)NLMSG_LENGTH(sizeof error) || got > (ssize_t)sizeof buffer)
+        return flags && got == -EAGAIN ? 0 : (int)got;
+    if (got < (ssize_t)NLMSG_LENGTH(sizeof error))
         return -EBADMSG;
     memcpy(&head, buffer, sizeof head);
     memcpy(&error, buffer + NLMSG_HDRLEN, sizeof error);
@@ -363,16 +406,41 @@ static int answer(int fd, int flags) {
     return error.error ? error.error : 1;
 }
 
-static int send_all(const struct step *step, int which) {
-    int fd = sockets[step->room][step->family == NETLINK_NETFILTER];
-    ssize_t sent = sendto(fd, bytes_of(step, which), step->length[which], 0, NULL, 0);
-    return sent < 0 ? -errno : (size_t)sent == step->length[which] ? 0 : -EIO;
+static int send_all(int fd, const void *bytes, size_t length) {
+    ssize_t sent = sendto(fd, bytes, length, 0, NULL, 0);
+    return sent < 0 ? -errno : (size_t)sent == length ? 0 : -EIO;
+}
+
+/* 1: no interface of the container's network is up but lo, which is 1; 0: one is; else -errno. */
+static int is_empty(void) {
+    static const struct { struct nlmsghdr head; struct ifinfomsg info; } ASK = {
+        {sizeof ASK, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 0, 0}, {0}};
+    int fd = sockets[CONTAINER][ROUTE], empty = 1, error = send_all(fd, &ASK, sizeof ASK);
+    while (!error) {
+        struct nlmsghdr head;
+        struct ifinfomsg info;
+        ssize_t got = receive(fd, state, sizeof state - sizeof info, 0);
+        if (got <= 0)
+            return got ? (int)got : -EBADMSG;
+        for (size_t at = 0, size; at < (size_t)got; at += size) {
+            if (!(size = head_of(state, (size_t)got, at, &head)) || head.nlmsg_flags & NLM_F_DUMP_INTR)
+                return -EBADMSG;
+            memcpy(&info, state + at + NLMSG_HDRLEN, sizeof info); /* room for it is left behind what may come */
+            if (head.nlmsg_type == NLMSG_DONE && head.nlmsg_len >= NLMSG_LENGTH(sizeof error)) {
+                memcpy(&error, &info, sizeof error); /* of the listing itself */
+                return error < 0 ? error : empty;
+            }
+            if (head.nlmsg_type != RTM_NEWLINK || head.nlmsg_len < NLMSG_LENGTH(sizeof info))
+                return -EBADMSG;
+            empty = empty && (info.ifi_index == 1 || !(info.ifi_flags & IFF_UP));
+        }
+    }
+    return error;
 }
 
 /* 0: done, as every answer says, and there was none too many (the error of a message that wanted none). */
 static int apply(const struct step *step) {
-    int fd = sockets[step->room][step->family == NETLINK_NETFILTER], got = 1;
-    int error = send_all(step, DO);
+    int fd = *slot(step), got = 1, error = send_all(fd, bytes_of(step, DO), step->length[DO]);
     for (uint32_t i = 0; !error && got > 0 && i < step->acks; i++)
         got = answer(fd, 0);
     if (!error && got > 0)
@@ -380,48 +448,142 @@ static int apply(const struct step *step) {
     return error ? error : got > 0 ? -EBADMSG : got;
 }
 
+static _Noreturn void fail_step(uint32_t place, int error, const char *ceiling, const char *more) {
+    static const char *const WHAT[FAMILIES] = {"addresses and links", "nf_tables"};
+    const struct step *step = steps[place];
+    char key[32], asked[64], todo[160];
+    snprintf(key, sizeof key, "step %u", place + 1);
+    snprintf(asked, sizeof asked, "%s in the %s network", WHAT[step->family == NETLINK_NETFILTER],
+             room_of(step) == HOST ? "host's" : "container's");
+    snprintf(todo, sizeof todo, "%s; %s", reason(-error), more);
+    fail(key, asked, ceiling, todo);
+}
+
 /* Undo what was done before step `failed`, and say so. That step itself is left alone: what it found there, as after
  * EEXIST, is not ours to remove. */
 static _Noreturn void give_back(uint32_t failed, int error) {
-    static const char *const WHAT[FAMILIES] = {"addresses and links", "nf_tables"};
-    const struct step *step = steps[failed];
-    char key[32], asked[64], todo[160];
-    bool first = step->room == CONTAINER && error == -EEXIST;
+    bool first = room_of(steps[failed]) == CONTAINER && error == -EEXIST;
     for (uint32_t i = failed; i-- > 0;) {
-        first = first && steps[i]->room != CONTAINER;
-        if (steps[i]->length[UNDO])
-            send_all(steps[i], UNDO);
+        first = first && (!steps[i] || room_of(steps[i]) != CONTAINER);
+        if (steps[i] && steps[i]->length[UNDO])
+            send_all(*slot(steps[i]), bytes_of(steps[i], UNDO), steps[i]->length[UNDO]);
     }
-    snprintf(key, sizeof key, "step %u", failed + 1);
-    snprintf(asked, sizeof asked, "%s in the %s network", WHAT[step->family == NETLINK_NETFILTER],
-             step->room == HOST ? "host's" : "container's");
-    snprintf(todo, sizeof todo, "%s; %s", reason(-error),
-             first ? "this network is confined already: release it first, or create a container with a new one"
-                   : "what was done before is undone: correct the cause and create the container anew");
-    fail(key, asked, "every step acknowledged", todo);
+    fail_step(failed, error, "every step acknowledged",
+              first ? "this network is confined already: release it first, or create a container with a new one"
+                    : "what was done before is undone: correct the cause and create the container anew");
+}
+
+/* Send, and hear all that the kernel says at once. 0: done; -ENOENT: something of it was gone; else the error. */
+static int settle(int fd, const void *bytes, size_t length) {
+    int error = send_all(fd, bytes, length);
+    for (int got; (got = answer(fd, MSG_DONTWAIT));)
+        if (got < 0 && (!error || error == -ENOENT))
+            error = got == -ENODEV ? -ENOENT : got;
+    return error;
+}
+
+/* Undo a step at the container's end; 0 where nothing of it is left. Of a batch nothing is done where one thing is gone
+ * already: then each of its messages gets a batch of its own. */
+static int take_back(const struct step *step) {
+    static const struct { struct nlmsghdr head; struct nfgenmsg body; } END = {
+        {sizeof END, NFNL_MSG_BATCH_END, NLM_F_REQUEST, 0, 0}, {0, 0, 0}};
+    const unsigned char *bytes = bytes_of(step, UNDO);
+    const size_t length = step->length[UNDO];
+    struct nlmsghdr head;
+    size_t begin = head_of(bytes, length, 0, &head);
+    int fd = *slot(step), error = settle(fd, bytes, length);
+    if (error != -ENOENT || step->family != NETLINK_NETFILTER || head.nlmsg_type != NFNL_MSG_BATCH_BEGIN)
+        return error == -ENOENT ? 0 : error;
+    memcpy(state, bytes, begin);
+    error = 0;
+    for (size_t at = begin, size; (size = head_of(bytes, length, at, &head)); at += size) {
+        if (head.nlmsg_type == NFNL_MSG_BATCH_END)
+            break;
+        memcpy(state + begin, bytes + at, size);
+        memcpy(state + begin + size, &END, sizeof END);
+        int got = settle(fd, state, begin + size + sizeof END);
+        error = got && got != -ENOENT ? got : error;
+    }
+    return error;
+}
+
+/* Undo the steps of the host's side, the last first, then let the address go. */
+static _Noreturn void release(const char *lease) {
+    uint32_t failed = 0;
+    int error = 0;
+    for (uint32_t i = plan[2]; i-- > 0;) {
+        bool ours = (steps[i]->room & ~(uint32_t)ONLY_EMPTY) == HOST && steps[i]->length[UNDO];
+        int got = ours ? take_back(steps[i]) : 0;
+        failed = got && !error ? i : failed;
+        error = error ? error : got;
+    }
+    if (error)
+        fail_step(failed, error, "all of it undone", "take it back by hand: agentshim net gc");
+    if (lease && unlinkat(AT_FDCWD, lease, 0) && errno != ENOENT)
+        fail("lease", lease, reason(errno), "take it back by hand: agentshim net gc");
+    _exit(0);
+}
+
+/* Whether two paths end in the same name, whatever is behind its first dot. */
+static bool is_namesake(const char *one, const char *other) {
+    const char *a = strrchr(one, '/'), *b = strrchr(other, '/');
+    a = a ? a + 1 : one;
+    b = b ? b + 1 : other;
+    size_t length = strcspn(a, ". \n");
+    return length && length == strcspn(b, ". \n") && memcmp(a, b, length) == 0;
+}
+
+/* Hold the lease until the end: whoever takes back or lets go of one locks it before. Its path, in memory that cannot be
+ * written any more, for the filter. Nothing is left to do where it is gone, or names another container's plan. */
+static const char *hold(const char *lease, const char *path) {
+    char text[4096] = "", *copy = mmap(NULL, sizeof text, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct stat st;
+    int fd = open(lease, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0 && errno == ENOENT)
+        _exit(0);
+    if (fd < 0 || flock(fd, LOCK_EX) || fstat(fd, &st) || read(fd, text, sizeof text - 1) < 0)
+        fail("lease", lease, reason(errno), "take it back by hand: agentshim net gc");
+    if (st.st_nlink == 0 || !is_namesake(text, path))
+        _exit(0);
+    need(copy != MAP_FAILED && strlen(lease) < sizeof text, "lease", "memory for its path");
+    need(mprotect(strcpy(copy, lease), sizeof text, PROT_READ) == 0, "lease", "memory that stays as it is");
+    return copy;
 }
 
 int main(int argc, char **argv) {
     if (fcntl(STDERR_FILENO, F_GETFD) < 0)
         _exit(1); /* a socket would take its place, and be written to */
-    if (argc != 2 || getauxval(AT_SECURE))
-        fail("call", argc != 2 ? "other arguments" : "a set-id file", "agentshim-net PLAN", "let create write it");
-    give_up_most();
-    int pid = read_pid();
-    read_plan(argv[1]);
-    int theirs = open_namespace(pid);
-    open_sockets(HOST);
-    need(setns(theirs, CLONE_NEWNET) == 0, "namespace", "to enter it");
-    open_sockets(CONTAINER);
-    close(theirs);
+    bool over = argc > 2 && argc < 5 && strcmp(argv[2], "undo") == 0, fine = argc == 2 || over;
+    if (!fine || getauxval(AT_SECURE))
+        fail("call", fine ? "a set-id file" : "other arguments", "agentshim-net PLAN [undo [LEASE]]", "let create write it");
+    give_up_most(over);
+    int pid = over ? 0 : read_pid();
+    if (over)
+        (void)read_all(STDIN_FILENO, state, sizeof state); /* whoever writes it is not cut off */
     close(STDIN_FILENO);
     close(STDOUT_FILENO);
-    give_up_rest();
+    read_plan(argv[1], over);
+    const char *lease = over && argc == 4 ? hold(argv[3], argv[1]) : NULL;
+    if (!over)
+        open_namespace(pid);
+    open_sockets(HOST);
+    if (!over) {
+        need(setns(NETNS, CLONE_NEWNET) == 0, "namespace", "to enter it");
+        open_sockets(CONTAINER);
+    }
+    give_up_rest(lease);
 #ifdef PROBE
     PROBE; /* tests: what could still be done from here on */
 #endif
+    if (over)
+        release(lease);
+    int empty = rooms & ONLY_EMPTY ? is_empty() : 1;
+    if (empty < 0)
+        fail("interfaces", reason(-empty), "the list of those in the container's network", "create the container anew");
     for (uint32_t i = 0; i < plan[2]; i++) {
-        int error = apply(steps[i]);
+        if (!empty && steps[i]->room & ONLY_EMPTY)
+            steps[i] = NULL; /* an engine made a network there: neither done nor undone */
+        int error = steps[i] ? apply(steps[i]) : 0;
         if (error)
             give_back(i, error);
     }

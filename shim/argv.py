@@ -117,7 +117,10 @@ VERBS: dict[str, tuple[str, int, int | None]] = {
     "spec": ("bundle rootless", 0, 0),
 }
 NETWORK = ("flows", "denied", "why", "lease", "net")
-OURS = ("explain", "policy", "hook", "version", *NETWORK)  # their arguments are their own
+ENGINES = ("install", "uninstall")
+# Their arguments are their own.
+RECORDED = ("create", "run", "restore", "exec", "update")  # in the audit log, and each refusal of them
+OURS = ("explain", "policy", "doctor", "complete", "audit", "hook", "version", *NETWORK, *ENGINES)
 HELP = ("help", "h")
 
 _TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
@@ -213,6 +216,9 @@ def parse(argv: list[str]) -> Call:
         return Call(given, verb, {}, [], probe=True)
     if len(args) < least or (most is not None and len(args) > most):
         raise Invalid("argv", verb, f"{len(args)} arguments", _count(least, most), "options take no bare words")
+    dashed = [word for word in (args[:1] if most is None else args) if word[:1] == "-"]
+    if dashed:  # behind a `--`, which canonical() does not write: a delegate would take it for an option
+        raise Invalid("argv", verb, dashed[0], "an argument without a dash first", "name the container otherwise")
     return Call(given, verb, options, args)
 
 

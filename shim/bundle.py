@@ -11,9 +11,10 @@ import errno
 import posix
 
 from shim import hostpaths
-from shim.errors import HostError, Invalid, Refused, reason
+from shim.errors import HostError, Invalid, Refused, is_absence, reason, unanswered
 
 LIMIT = 16 << 20  # bytes; the largest config.json of an engine is about 100 KiB
+MANY = 1 << 16  # bytes of a directory itself: about a thousand names
 
 
 class Directory:
@@ -29,6 +30,8 @@ class Directory:
         try:
             self.fd = posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
         except OSError as error:
+            if not is_absence(error):
+                raise unanswered("bundle", path, error) from None
             todo = "name the bundle's directory with --bundle"
             raise Invalid("bundle", path, reason(error), "a directory", todo) from None
         there = posix.fstat(self.fd)
@@ -39,7 +42,7 @@ class Directory:
 
     def read(self, name: str) -> tuple[bytes, posix.stat_result]:
         """The content of the regular file `name` and its status. Invalid if it is missing, empty, too large, or not a
-        regular file; Refused if others than root may write it.
+        regular file; Refused if others than root may write it; HostError if the kernel does not give it.
         """
         where = f"{self.path}/{name}"
         try:
@@ -48,6 +51,8 @@ class Directory:
                 name, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC, dir_fd=self.fd
             )
         except OSError as error:
+            if not is_absence(error) and error.errno != errno.ENXIO:  # a socket
+                raise unanswered("bundle", where, error) from None
             what = "a symbolic link" if error.errno == errno.ELOOP else reason(error)
             raise Invalid("bundle", where, what, "a regular file", "let the engine write it anew") from None
         try:
@@ -86,6 +91,19 @@ class Directory:
                 pass
             todo = "make room, or make the file system writable"
             raise HostError("bundle", f"{self.path}/{name}", reason(error), "a writable disk", todo) from None
+
+
+    def tidy(self, name: str) -> None:
+        """Removes what `replace` of a process that was killed has left beside `name`."""
+        start = f".{name}.agentshim-"
+        if posix.fstat(self.fd).st_size > MANY:
+            return  # a /tmp of thousands: not worth an engine's time
+        for one in posix.listdir(self.fd):
+            if one.startswith(start) and not hostpaths.exists(f"/proc/{one[len(start) :]}"):
+                try:
+                    posix.unlink(one, dir_fd=self.fd)
+                except FileNotFoundError:
+                    pass  # another call was faster
 
 
 def _changeable(path: str, owner: int) -> Refused:

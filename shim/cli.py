@@ -6,25 +6,29 @@ import posix
 import sys
 
 from shim import argv
-from shim.errors import Bug, ShimError
+from shim.errors import Bug, ShimError, unanswered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.argv import Call
+    from shim.audit import Entry
 
 # What agentshim decides, and what it adds of its own; every other verb goes to the delegate as it is.
-COLD = ("explain", "policy", *argv.NETWORK)
+COLD = ("explain", "policy", "doctor", "complete", "audit", *argv.NETWORK, *argv.ENGINES)
 LAUNCHER_ARGUMENTS = 3
 
 
 class Context:
-    """What the launcher told: `ignored`: its mask of ignored signals; `execfn`: the path it was executed by."""
+    """What the launcher told: `ignored`: its mask of ignored signals; `execfn`: the path it was executed by.
+    `entry`: the call's record in the audit log, as far as a verb has got with it.
+    """
 
-    __slots__ = ("ignored", "execfn")
+    __slots__ = ("ignored", "execfn", "entry")
 
     def __init__(self, ignored: int, execfn: str) -> None:
         self.ignored = ignored
         self.execfn = execfn
+        self.entry: Entry | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -36,19 +40,27 @@ def main(arguments: list[str]) -> int:
         call = argv.parse(words)
         return _run(call, context)
     except ShimError as error:
-        return _fail(error, words, refused_exec)
+        return _fail(error, words, refused_exec, context.entry)
     except RecursionError:
-        return _fail(
-            Bug("cli", "recursion", "too deep", "a flat request", "report this; nothing was run"), words, refused_exec
-        )
+        bug = Bug("cli", "recursion", "too deep", "a flat request", "report this; nothing was run")
+        return _fail(bug, words, refused_exec, context.entry)
+    except (OSError, ImportError) as error:  # from a call whose failure has no words of its own, or a late import
+        key = getattr(error, "filename", None) or getattr(error, "name", None) or _place(error)
+        host = unanswered("host", str(key), error)
+        return _fail(host, words, refused_exec, context.entry)
     except Exception as error:
         # A traceback would go to the container's own output; where it happened is enough to report it.
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
         asked = f"{type(error).__name__}: {error}"
-        return _fail(Bug("cli", where, asked, "no such error", "report this; nothing was run"), words, refused_exec)
+        bug = Bug("cli", _place(error), asked, "no such error", "report this; nothing was run")
+        return _fail(bug, words, refused_exec, context.entry)
+
+
+def _place(error: BaseException) -> str:
+    """The file and line of ours where it happened."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
 
 
 def _run(call: Call, context: Context) -> int:
@@ -77,14 +89,28 @@ def _run(call: Call, context: Context) -> int:
     return passed.run(call, context)
 
 
-def _fail(error: ShimError, words: list[str], refused_exec: int) -> int:
-    """Says `error` once on stderr and once in the engine's log; the exit code that the delegate would give."""
-    message = str(error)
-    sys.stderr.write(message + "\n")
+def _fail(error: ShimError, words: list[str], refused_exec: int, entry: Entry | None) -> int:
+    """Says `error` once on stderr, once in the engine's log and once in ours; the exit code that the delegate would
+    give.
+    """
     log, is_json, verb = _intent(words)
+    message = str(error) + _recorded(error, verb, entry)
+    sys.stderr.write(message + "\n")
     if log:
         _log(log, is_json, message)
     return refused_exec if verb == "exec" else 1
+
+
+def _recorded(error: ShimError, verb: str, entry: Entry | None) -> str:
+    """Puts a refusal into the audit log; what to add to its message if that is not possible."""
+    if entry is None and verb not in argv.RECORDED:
+        return ""
+    try:
+        from shim import audit  # a verb that decides has it already
+
+        return (entry or audit.Entry(verb)).refused(error)  # without an entry, its words could not be read
+    except Exception as trouble:
+        return f"; not recorded: {type(trouble).__name__}"
 
 
 def _intent(words: list[str]) -> tuple[str, bool, str]:

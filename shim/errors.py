@@ -29,7 +29,8 @@ class ShimError(Exception):
         self.todo = todo
 
     def __str__(self) -> str:
-        return f"{self.room}: {self.key}: asked {_shown(self.asked)}, ceiling {_shown(self.ceiling)}: {self.todo}"
+        key, asked, ceiling = _shown(self.key, 400), _shown(self.asked), _shown(self.ceiling)
+        return f"{self.room}: {key}: asked {asked}, ceiling {ceiling}: {_printable(self.todo)}"
 
 
 class Refused(ShimError):
@@ -54,6 +55,22 @@ def reason(error: OSError) -> str:
     return words.get(error.errno or 0, posix.strerror(error.errno or 0))
 
 
+# What the kernel says of a path at which nothing is, and can be nothing.
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def is_absence(error: OSError) -> bool:
+    """Whether the kernel says that nothing is there, as far as this user is told: all else is `unanswered`."""
+    return error.errno in ABSENT or (error.errno == errno.EACCES and posix.geteuid() != 0)
+
+
+def unanswered(room: str, key: str, error: OSError | ImportError) -> HostError:
+    """The kernel did not say what we asked it: with too few descriptors, a failing disk. Never an answer of no."""
+    todo = "mend what fails, then call again; nothing was run"
+    asked = reason(error) if isinstance(error, OSError) else "a module that does not load"
+    return HostError(room, key, asked, "an answer of the kernel", todo)
+
+
 def joined(refusals: Iterable[Refused]) -> Refused:
     """One refusal that names all of `refusals` (one at least): an engine shows a single line."""
     every = list(refusals)
@@ -65,7 +82,15 @@ def joined(refusals: Iterable[Refused]) -> Refused:
 
 
 def _shown(value: object, limit: int = 200) -> str:
-    """`value` as one printable line: control characters of an untrusted string never reach a terminal."""
+    """`value` as one printable line, cut where it is long."""
     text = value if isinstance(value, str) else repr(value)
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
+    text = _printable(text[: limit + 1])
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _printable(text: str) -> str:
+    """`text` as one line: control characters of an untrusted string never reach a terminal or an engine's log.
+
+    What is quoted of a spec is in all parts of a message: a key in the key, a hook's path in what to do.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

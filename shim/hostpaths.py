@@ -10,6 +10,7 @@ import _stat as stat
 import posix
 
 from shim import mountinfo
+from shim.errors import is_absence, unanswered
 from shim.lattice import Value
 from shim.mountinfo import is_below as _below
 
@@ -209,7 +210,9 @@ def resolve(path: str) -> tuple[str, bool]:
         child = f"{here}/{part}"
         try:
             parent, there = parent or posix.lstat(here or "/"), posix.lstat(child)
-        except OSError:
+        except OSError as error:
+            if not is_absence(error):
+                raise unanswered("host", child, error) from None
             return _folded([child, *reversed(todo)]), False
         loose = bool(parent.st_mode & 0o022)
         sticky_and_roots = bool(parent.st_mode & stat.S_ISVTX) and there.st_uid == 0
@@ -231,7 +234,9 @@ def device(path: str) -> tuple[str, int, int] | None:
     """(type, major, minor) of what the host has at `path`, type '' for no device; None where nothing is."""
     try:
         there = posix.stat(path)
-    except (OSError, ValueError):
+    except OSError as error:
+        if not is_absence(error):
+            raise unanswered("host", path, error) from None
         return None
     kind = "b" if stat.S_ISBLK(there.st_mode) else "c" if stat.S_ISCHR(there.st_mode) else ""
     return kind, posix.major(there.st_rdev), posix.minor(there.st_rdev)
@@ -261,10 +266,12 @@ def split(path: str) -> tuple[str, str]:
 
 
 def exists(path: str) -> bool:
-    """Whether something is at `path`, a link that leads nowhere included."""
+    """Whether something is at `path`, a link that leads nowhere included. HostError where the kernel does not say."""
     try:
         posix.lstat(path)
-    except OSError:
+    except OSError as error:
+        if not is_absence(error):
+            raise unanswered("host", path, error) from None
         return False
     return True
 

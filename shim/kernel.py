@@ -10,6 +10,7 @@ import posix
 
 from shim import hostpaths, state
 from shim.dim import invocation, mounts, namespaces, network, paths, rlimits
+from shim.errors import HostError, is_absence, unanswered
 from shim.lattice import at
 
 TYPE_CHECKING = False
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from shim.lattice import Spec
 
 FILTER = "filter"
+LOCKER, UNDO = "agentshim-net", "undo"
 PROC_NAMES = {
     "mount": "mnt",
     "pid": "pid",
@@ -85,13 +87,21 @@ class Facts:
         runs what the hook's writer wants.
         """
         args = hook.get("args") or []
-        if len(args) == 2:
-            return hook == self.lock_hook(args[1])
+        if args[:1] == [LOCKER]:
+            return hook == self.lock_hook(*args[1:2]) or hook == self.unlock_hook(*args[1:2], *args[3:4])
         return len(args) >= 4 and args[4:] in ([], [FILTER]) and hook == self.our_hook(*args[2:])
 
-    def lock_hook(self, plan: str) -> dict[str, Any]:
+    def lock_hook(self, plan: str = "") -> dict[str, Any]:
         """The hook that replays the file `plan` in the container's network namespace. It reads no environment."""
-        return {"path": self.locker, "args": ["agentshim-net", plan], "env": []}
+        return {"path": self.locker, "args": [LOCKER, plan], "env": []}
+
+    def unlock_hook(self, plan: str = "", address: str = "") -> dict[str, Any]:
+        """The hook that takes back what `plan` put into the host's sets, and then the file that holds the address."""
+        return {"path": self.locker, "args": [LOCKER, plan, UNDO, address], "env": [], "timeout": 10}
+
+    def is_unlock(self, hook: dict[str, Any]) -> bool:
+        """Whether a hook of ours is one for the container's end."""
+        return bool(hook["args"][2:3] == [UNDO])
 
     def our_hook(self, root: str, container: str, *what: str) -> dict[str, Any]:
         """The hook that compares what was mounted with what was checked; or with FILTER, the filter that was loaded
@@ -190,8 +200,12 @@ def _namespace(kind: str, path: str) -> str:
 
     A path that is not there is an identity of its own: the delegate refuses it.
     """
-    found = _identity(path)
-    if found in (namespace_of("self", kind), namespace_of(1, kind)):
+    found, ours = _identity(path), namespace_of("self", kind)
+    for asked, identity in ((path, found), (f"/proc/self/ns/{PROC_NAMES.get(kind, kind)}", ours)):
+        if identity == "at:" + asked and hostpaths.exists(asked):
+            todo = "give it to a process that may look at it; what is not known to be another's may be the host's"
+            raise HostError("namespaces", asked, "not accessible", "a namespace that can be compared", todo)
+    if found in (ours, namespace_of(1, kind)):
         return namespaces.HOST
     return found
 
@@ -246,7 +260,11 @@ def inhabitants(namespace: str, kind: str) -> list[int]:
 def _identity(path: str) -> str:
     try:
         there = posix.stat(path)
-    except OSError:
+    except (ProcessLookupError, PermissionError):  # init has more capabilities than some engines
+        return "at:" + path
+    except OSError as error:
+        if not is_absence(error):
+            raise unanswered("namespaces", path, error) from None
         return "at:" + path
     return f"at:{there.st_dev}:{there.st_ino}"
 
@@ -259,7 +277,7 @@ def _group_in_use(path: str, hierarchies: str = "/sys/fs/cgroup") -> bool:
         return False  # none asked, or systemd's form, whose scope is new by its name
     try:
         names = ["", *("/" + name for name in posix.listdir(hierarchies))]
-    except OSError:
+    except FileNotFoundError:
         return False
     return any(_read(f"{hierarchies}{name}/{path}/cgroup.procs") for name in names)
 
@@ -279,10 +297,12 @@ def _modules() -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def _read(path: str) -> bytes:
-    """A file of /proc or /sys, b'' where it is not there."""
+    """A file of /proc or /sys, b'' where it is not there. HostError where it is, and the kernel does not give it."""
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if not is_absence(error):
+            raise unanswered("host", path, error) from None
         return b""
     try:
         data = b""

@@ -84,8 +84,14 @@ def load(modules: Modules) -> None:
 if __name__ == "__main__":
     gc.disable()  # a decision lives for milliseconds: collecting costs one of them and frees nothing
     sys.path.append(HOME)
-    load(hot(sys.argv[4:]))
-
-    from shim.cli import main
+    try:
+        load(hot(sys.argv[4:]))
+        from shim.cli import main
+    except (OSError, ImportError) as error:  # too few descriptors, a failing disk: a traceback would be the container's
+        sys.stderr.write(
+            f"main: {HOME}: asked {type(error).__name__} {getattr(error, 'errno', None) or ''}, "
+            "ceiling modules that load: mend what fails, then call again; nothing was run\n"
+        )
+        sys.exit(255 if "exec" in sys.argv[4:] else 1)
 
     sys.exit(main(sys.argv[1:]))

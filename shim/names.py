@@ -9,7 +9,7 @@ from __future__ import annotations
 import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enum: 3 ms
 import posix
 
-from shim import bundle, hostpaths, wire
+from shim import bundle, docker, hostpaths, wire
 from shim.dim import mounts, network
 from shim.errors import HostError, Refused
 
@@ -26,16 +26,23 @@ MARK = b"# agentshim: the peers that its policy names\n"
 LOCAL = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
-def resolve(named: list[list[Any]], public: list[str], own: list[tuple[int, int]]) -> dict[str, list[str]]:
-    """Name -> its addresses. HostError where one does not resolve in time, Refused where one leads to an address that
-    is not in `public`, or is the host's `own` (bits, number): whoever owns the name would choose among its neighbours.
+def resolve(section: dict[str, Any], own: list[tuple[int, int]], engine: docker.Asked | None) -> dict[str, list[str]]:
+    """Name -> its addresses, of the compiled section's `names`. HostError where one does not resolve in time, Refused
+    where one leads to an address that is not in `public`, or is the host's `own` (bits, number): whoever owns the name
+    would choose among its neighbours. A name without a dot is that of a sibling on the network that the `engine` makes,
+    which nobody else can name: it leads into `siblings`.
     """
     found: dict[str, list[str]] = {}
-    blocks = [network.block(one) for one in public]
-    for name, addresses in _asked(sorted({one[1] for one in named})).items():
+    wanted = {one[1] for one in section["names"]}
+    short = {name for name in wanted if "." not in name}
+    near = docker.siblings(engine, short) if engine and short else {}
+    far = _asked(sorted(wanted - short)) if wanted - short else {}
+    for name in sorted(wanted):
+        addresses = near.get(name, []) if name in short else far[name]
         if not addresses:
-            todo = "correct the name in the policy, or the host's resolver"
+            todo = "start that service first, on the same network" if name in short else "correct it, or the resolver"
             raise HostError("network", f"outbound {name}", "no address", f"one within {SECONDS} s", todo)
+        blocks = [network.block(one) for one in section["siblings" if name in short else "public"]]
         for address in addresses:
             width, here, _ = network.block(address)
             if (width, here) in own or not any(width == one[0] and one[1] <= here <= one[2] for one in blocks):

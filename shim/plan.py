@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Admit = Callable[[Any, Any, int], None]  # asked and ceiling profile, capability mask: proves and remembers the meet
 
-HOOK, LAST = "createRuntime", "poststart"
+FIRST, LAST, AFTER = "createRuntime", "poststart", "poststop"
 
 
 class Plan(Value):
@@ -129,9 +129,10 @@ def with_last_look(made: Plan, hook: dict[str, Any], facts: Facts) -> Plan:
 def _with_hooks(out: Spec, hooks: tuple[dict[str, Any], ...], facts: Facts) -> Spec:
     """`out` with our hooks last, once, however often it has been through here; without one that is not wanted."""
     before = every = at(out, "hooks", {})
-    for kind, ours in ((HOOK, hooks), (LAST, ())):
+    for kind in (FIRST, LAST, AFTER):
         asked = every.get(kind) or []
-        wanted = [*(one for one in asked if not facts.is_our_hook(one)), *ours]
+        wanted = [one for one in asked if not facts.is_our_hook(one)]
+        wanted += [one for one in hooks if kind == (AFTER if facts.is_unlock(one) else FIRST)]
         if wanted != asked:
             every = {**every, kind: wanted}
     return out if every is before else {**out, "hooks": every}

@@ -45,6 +45,9 @@ DEFAULTS: dict[str, Any] = {
     "names": ["locked", "agent", "web", "dev"],
     "mode": "enforce",
     "unknown_keys": "refuse",
+    "audit_log": "refuse-create",
+    "network_pool": "10.207.0.0/16",
+    "network_mark": "0x00800000",
 }
 
 
@@ -61,6 +64,9 @@ class Config(Value):
     names: list[str]
     mode: str
     unknown_keys: str
+    audit_log: str
+    network_pool: str
+    network_mark: str
 
     def __init__(self, values: dict[str, Any], etc: str = ETC, var: str = VAR) -> None:
         for key, default in DEFAULTS.items():

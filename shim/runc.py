@@ -116,7 +116,7 @@ def execute(delegate: Delegate, call: Call, env: dict[bytes, bytes], granted: In
     if env.get(b"LISTEN_FDS") and fds == 0:
         for name in LISTEN:
             env.pop(name, None)
-    elif fds:
+    elif fds < _count(env.get(b"LISTEN_FDS", b"")):
         env[b"LISTEN_FDS"] = str(fds).encode()
     if "notify_socket" not in granted.flags:
         for name in NOTIFY:

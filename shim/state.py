@@ -12,7 +12,7 @@ import posix
 from _blake2 import blake2b
 
 from shim import bundle, hostpaths, wire
-from shim.errors import HostError, Refused, ShimError, reason
+from shim.errors import HostError, Invalid, Refused, ShimError, reason, unanswered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def root_of(root: str | None, kind: str, environment: dict[bytes, bytes]) -> str
 
 def lock_path(root: str, container: str) -> str:
     """Where the plan of the container's network is, for the native hook."""
-    return f"{DIRECTORY}/{_name(root, container)}{LOCK}"
+    return f"{DIRECTORY}/{name_of(root, container)}{LOCK}"
 
 
 def hosts_path(root: str, container: str) -> str:
     """Where the container's /etc/hosts is, if it gets one of ours."""
-    return f"{DIRECTORY}/{_name(root, container)}{HOSTS}"
+    return f"{DIRECTORY}/{name_of(root, container)}{HOSTS}"
 
 
 def claim(
@@ -64,7 +64,7 @@ def claim(
     Refused if the id is in use. HostError if /run does not take it. Two creates of one id cannot both pass: the check
     and the write are under one lock.
     """
-    name = _name(root, container)
+    name = name_of(root, container)
     full = {
         "version": VERSION,
         "root": root,
@@ -97,12 +97,12 @@ def load(root: str, container: str) -> dict[str, Any] | None:
     """The record of a container, None if there is none or it is of another version."""
     if not hostpaths.exists(DIRECTORY):
         return None
-    return _load(_directory(), _name(root, container))
+    return _load(_directory(), name_of(root, container))
 
 
 def asked(root: str, container: str) -> bytes:
     """config.json as it came to create; Invalid if it is lost."""
-    return _directory().read(_name(root, container) + ASKED)[0]
+    return _directory().read(name_of(root, container) + ASKED)[0]
 
 
 def records() -> list[dict[str, Any]]:
@@ -150,6 +150,7 @@ def scratch(data: bytes) -> str:
     directory = _directory()
     lock = _locked()
     try:
+        _tidy(directory)
         name = f"process-{posix.getpid()}-{_started('self')}"
         directory.replace(name, data, posix.fstat(lock))
     finally:
@@ -159,7 +160,7 @@ def scratch(data: bytes) -> str:
 
 def leased(record: dict[str, Any], names: dict[str, list[str]] | None = None) -> dict[str, list[str]]:
     """What the names of a container's leases led to when they were granted; `names` replaces it."""
-    directory, name = _directory(), _name(record["root"], record["id"]) + LEASES
+    directory, name = _directory(), name_of(record["root"], record["id"]) + LEASES
     lock = _locked()
     try:
         if names is not None:
@@ -189,7 +190,8 @@ def init_of(record: dict[str, Any]) -> int:
     return 0
 
 
-def _name(root: str, container: str) -> str:
+def name_of(root: str, container: str) -> str:
+    """The name of a container's files, without their suffix."""
     return blake2b(f"{root}\0{container}".encode(), digest_size=20).hexdigest()
 
 
@@ -222,8 +224,8 @@ def _load(directory: bundle.Directory, name: str) -> dict[str, Any] | None:
     try:
         data, _ = directory.read(name + RECORD)
         record = wire.loads(data, "state", name)
-    except ShimError:
-        return None  # lost or torn: the caller falls back to the policy alone
+    except (Invalid, Refused):
+        return None  # lost or torn: the caller falls back to the policy alone; not where the kernel gives no answer
     return record if isinstance(record, dict) and record.get("version") == VERSION else None
 
 
@@ -239,11 +241,13 @@ def _started(pid: str) -> int:
     """When a process was started, in clock ticks since boot (proc_pid_stat(5), field 22); 0 if it is gone."""
     try:
         fd = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise unanswered("state", f"process {pid}", error) from None
     try:
         return int(posix.read(fd, 4096).rpartition(b")")[2].split()[19])
-    except OSError:
+    except ProcessLookupError:
         return 0
     finally:
         posix.close(fd)
@@ -258,14 +262,31 @@ def _sweep(directory: bundle.Directory, kept: str) -> None:
     # A moving window, chosen by our number: no list of what was looked at has to be kept.
     start = posix.getpid() % len(names) if len(names) > SWEEP else 0
     for name in (names[start:] + names[:start])[:SWEEP]:
-        record = _load(directory, name)
-        if record is None or not _in_use(record["root"], record["id"], record):
+        try:
+            record = _load(directory, name)
+            if record is not None and _in_use(record["root"], record["id"], record):
+                continue
+        except HostError:
+            continue  # whether it lives is not known
+        else:
             for suffix in (RECORD, ASKED, LOCK, HOSTS, LEASES):
                 _unlink(directory, name + suffix)
-    for name in posix.listdir(directory.fd):
+    _tidy(directory, kept)
+
+
+def _tidy(directory: bundle.Directory, kept: str = "") -> None:
+    """Removes what killed calls have left: files on their way, parts without a record, process files. Under the lock:
+    whoever holds it has all of its files in place.
+    """
+    there = posix.listdir(directory.fd)
+    whole = {name[: -len(RECORD)] for name in there if name.endswith(RECORD)} | {kept}
+    for name in there:
         kind, _, rest = name.partition("-")
         pid, _, started = rest.partition("-")
-        if kind == "process" and str(_started(pid)) != started:
+        stem, dot, suffix = name.rpartition(".")
+        orphan = dot + suffix in (ASKED, LOCK, HOSTS, LEASES) and stem not in whole
+        unfinished = name[:1] == "." and ".agentshim-" in name
+        if orphan or unfinished or (kind == "process" and str(_started(pid)) != started):
             _unlink(directory, name)
 
 

@@ -30,7 +30,7 @@ def compile(name: str, config: policy.Config, file: str | None = None) -> dict[s
     if name != config.limit:
         limit = resolve(config.limit, config)
         within = form_of(limit)
-        above = excess(form["sections"], within["sections"])
+        above = excess(form["sections"], limits(config, within))
         if above:
             dimension, asked, ceiling = above[0]
             todo = f"lower the policy, or raise limit in config.toml above {config.limit}"
@@ -42,6 +42,14 @@ def compile(name: str, config: policy.Config, file: str | None = None) -> dict[s
         "limit": {"name": config.limit, "digest": within["digest"]},
         "expires": min(ends) if ends else None,
     }
+
+
+def limits(config: policy.Config, form: dict[str, Any] | None = None) -> Sections:
+    """What no policy may exceed: the sections of the host limit. The built-in one bounds what containers can do to this
+    host, not whom they may reach: with it, that is each policy's own word. `form`: the limit's, if it is at hand.
+    """
+    sections: Sections = (form or form_of(resolve(config.limit, config)))["sections"]
+    return {**sections, "network": "top"} if config.limit == policy.BUILTIN_LIMIT else sections
 
 
 def excess(sections: Sections, limit: Sections) -> list[tuple[str, str, str]]:

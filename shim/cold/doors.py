@@ -183,8 +183,7 @@ DOORS = (
         calls=INTERNET,
         network=True,
         few=(
-            Few("locked", "seccomp", "no family but UNIX"),
-            Few(ROOTS, "", 'the network is as the engine made it; [network] mode = "confine" shuts them out'),
+            Few(ROOTS, "network", "sockets are there to be used; in a network of our own, the host's rules are a second"),
         ),
     ),
     Door(

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from shim.cli import Context
 
 VERSION = "0.1.0"
-RECORDS = ("explain", *argv.NETWORK)
+RECORDS = ("explain", "audit", *argv.NETWORK)
+UNAIDED = ("doctor", "complete")  # they need no packages, and one says itself what is wrong with these
 READER_GONE = 141  # as a shell reports a program that SIGPIPE ended: Python ignores that signal
 USAGE = """agentshim: an OCI runtime that lowers what a container asks to what the host's policy allows
 
@@ -24,21 +25,26 @@ USAGE = """agentshim: an OCI runtime that lowers what a container asks to what t
     create run start state kill delete exec update pause resume ps events list features checkpoint restore
   for people
     agentshim explain BUNDLE|CONTAINER [--policy NAME|FILE] [--json]
+    agentshim audit tail [-n N] | show CONTAINER [--json] [--follow]
     agentshim flows|denied CONTAINER [--json] [--follow]
     agentshim why CONTAINER [PROTO:]HOST:PORT
     agentshim lease egress CONTAINER PROTO:HOST:PORT --ttl 10m --why TEXT | list [CONTAINER] | revoke CONTAINER PEER
-    agentshim net show | export --prometheus FILE
+    agentshim net up | down | gc | show | export --prometheus FILE
     agentshim policy list|show|check|compile|lint|locks|table
+    agentshim install docker|containerd|podman|crio [--policy NAME] [--set-as-default] [--dry-run] [--reload]
+    agentshim uninstall docker|containerd|podman|crio [--policy NAME] [--force] [--dry-run] [--reload]
+    agentshim doctor [--json]
     agentshim --version
 """
 
 
 def run(call: Call, context: Context) -> int:
     """The exit code of one of our own commands; READER_GONE if nobody reads what it says. Raises ShimError."""
-    site.enable()
+    if call.verb not in UNAIDED:
+        site.enable()
     code = READER_GONE
     try:
-        code = _answer(call)
+        code = _answer(call, context)
     except BrokenPipeError:
         pass
     finally:
@@ -46,13 +52,23 @@ def run(call: Call, context: Context) -> int:
     return code if is_read else READER_GONE
 
 
-def _answer(call: Call) -> int:
+def _answer(call: Call, context: Context) -> int:
     if call.verb in RECORDS and os.geteuid() != 0:
         raise HostError(call.verb, "user", f"uid {os.geteuid()}", "root", "run it as root: records are root's")
     if call.verb == "explain":
         from shim.cold import explain
 
         return explain.main(call.args)
+    if call.verb == "audit":
+        from shim.cold import audit
+
+        return audit.main(call.args)
+    if call.verb in argv.ENGINES:
+        if os.geteuid() != 0:
+            raise HostError(call.verb, "user", f"uid {os.geteuid()}", "root", "run it as root: it edits root's files")
+        from shim.cold import install
+
+        return install.main(call.verb, call.args, context.execfn)
     if call.verb == "net":
         from shim.cold import network_of_host
 
@@ -61,6 +77,14 @@ def _answer(call: Call) -> int:
         from shim.cold import net
 
         return net.main(call.verb, call.args)
+    if call.verb == "doctor":
+        from shim.cold import doctor
+
+        return doctor.main(call.args)
+    if call.verb == "complete":
+        from shim.cold import complete
+
+        return complete.main(call.args)
     if call.verb == "policy":
         from shim.cold import policies
 

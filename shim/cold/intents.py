@@ -58,7 +58,7 @@ INTENTS: dict[str, Intent] = {
     ),
     "outbound": Intent(
         "connect to these peers, and no others",
-        {"network": {"mode": "confine", "outbound": ["{to}"]}},
+        {"network": {"outbound": ["{to}"]}},
     ),
     "user-namespaces": Intent("make user namespaces (sandboxes of browsers)", {}, "recorded; grants nothing yet"),
 }

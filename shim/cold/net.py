@@ -11,11 +11,14 @@ import ipaddress
 import json
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from hooks import records
+from hooks import host_state, records
+from hooks.grants import address_of
 from shim import kernel, policy, state
-from shim.cold import audit, compile, network_source
+from shim.audit import now
+from shim.cold import audit, compile, leases, network_source
 from shim.cold.explain import find
 from shim.dim import network
 from shim.errors import HostError, Invalid, Refused
@@ -23,6 +26,7 @@ from shim.errors import HostError, Invalid, Refused
 FOLLOW = 1.0  # seconds between two looks
 UNITS = {"s": 1, "m": 60, "h": 3600}
 MOST_SECONDS = 24 * 3600
+PROXIED = "by the proxy, if its list has it"
 
 
 def main(verb: str, words: list[str]) -> int:
@@ -35,7 +39,19 @@ def _flows(words: list[str]) -> int:
 
 
 def _denied(words: list[str]) -> int:
-    return _listed("denied", "what was rejected, out and in", ("denied", "refused"), words)
+    from shim.cold import denied  # which has rows of other kinds, too
+
+    return denied.main(words)
+
+
+def rejected(record: dict[str, Any]) -> Iterator[tuple[Any, Any, str, dict[str, Any]]]:
+    """What was rejected, out and in: what a row counts, its counts, and the row in words and in ECS."""
+    for kind in ("denied", "refused"):
+        for row in records.read(_namespace(record))[kind]:
+            inbound = f'[network] inbound = ["{row[0]}:{row[2]}"]'
+            allow = _answer(record, *row[:3])["allow"] if kind == "denied" else inbound
+            line = _line(kind, row) + (f"\n    to allow: {allow}" if allow else "")
+            yield (kind, *row[:3]), row[3:], line, {**_ecs(record, kind, row), "agentshim.allow": allow}
 
 
 def _listed(verb: str, about: str, kinds: tuple[str, ...], words: list[str]) -> int:
@@ -68,7 +84,7 @@ def _ecs(record: dict[str, Any], kind: str, row: Any) -> dict[str, Any]:
     protocol, address, port, packets, size = row
     end = {"source.ip": address} if kind == "refused" else {"destination.ip": address}
     return {
-        "@timestamp": audit.now(),
+        "@timestamp": now(),
         "event.kind": "event",
         "event.category": ["network"],
         "event.action": "network_flow" if kind == "flows" else "network_denied",
@@ -96,10 +112,23 @@ def _why(words: list[str]) -> int:
     record = find(options.container)
     protocol, host, port = _peer(options.peer)
     pinned = (record.get("network") or {}).get("pins", {}).get(host.lower())
-    answers = [_answer(record, protocol, address, port) for address in pinned or _addresses(host)]
+    answers = [_proxied(record, protocol, host.lower(), port)]
+    if not answers[0]:
+        answers = [_answer(record, protocol, address, port) for address in pinned or _addresses(host)]
     for answer in answers:
         print(json.dumps(answer) if options.json else "{peer}: {verdict}: {rule}{line}".format(**_padded(answer)))
-    return 0 if all(answer["verdict"] == "allowed" for answer in answers) else 1
+    return 0 if all(answer["verdict"] in ("allowed", PROXIED) for answer in answers) else 1
+
+
+def _proxied(record: dict[str, Any], protocol: str, host: str, port: int) -> dict[str, str]:
+    """The answer for a name that policy leaves to a proxy, {} for any other peer. The name is not resolved: whoever
+    asks the proxy by name does not do so either.
+    """
+    for kind, name, low, high in (record.get("network") or {}).get("proxied", ()):
+        if kind == protocol and name == host and low <= port <= high:
+            rule = f"policy {record['policy']} leaves {kind}:{name}:{network_source.span(low, high)} to its proxy"
+            return {"peer": _word(protocol, host, port), "verdict": PROXIED, "rule": rule, "allow": ""}
+    return {}
 
 
 def _padded(answer: dict[str, str]) -> dict[str, str]:
@@ -134,10 +163,10 @@ def _answer(record: dict[str, Any], protocol: str, address: str, port: int) -> d
 def _grant(section: dict[str, Any], protocol: str, here: Any, port: int) -> str:
     for kind, name, low, high in section.get("names", ()):
         if kind == protocol and low <= port <= high and str(here) in section["pins"][name]:
-            return f"{kind}:{name}:{low}" + ("" if low == high else f"-{high}") + ", which led there when it started"
+            return f"{kind}:{name}:{network_source.span(low, high)}, which led there when it was last looked up"
     for kind, block, low, high in section["outbound"]:
         if kind == protocol and low <= port <= high and here in ipaddress.ip_network(block):
-            return f"{kind}:{block}:{low}" + ("" if low == high else f"-{high}")
+            return f"{kind}:{block}:{network_source.span(low, high)}"
     if section["dns"] and port == 53 and str(here) in section.get("resolvers", ()):
         return "the engine's resolver"
     return ""
@@ -176,10 +205,12 @@ def _granted(options: argparse.Namespace) -> int:
     addresses = _addresses(host)
     for address in addresses:
         _bounded(protocol, address, port, named=address != host)
-    state.leased(record, {**state.leased(record), options.peer: addresses})
+    leases.settle(record)
+    leases.granted(record, options.peer, addresses, seconds)
     for address in addresses:
         audit.write("lease_granted", record, peer=f"{protocol}:{address}:{port}", ttl=seconds, why=options.why)
-        records.lease_add(_namespace(record), protocol, address, port, seconds * 1000)
+        agent = _agent(record, leased=True)
+        records.lease_add(_namespace(record), protocol, address, port, seconds * 1000, agent)
         print(f"{record['id'][:12]} may reach {protocol}:{address}:{port} for {seconds} s")
     return 0
 
@@ -189,12 +220,13 @@ def _revoked(options: argparse.Namespace) -> int:
     protocol, host, port = _peer(options.peer)
     there = {one[:3] for one in records.leases(_namespace(record))}
     # What the name led to when it was granted; now it may lead elsewhere.
-    addresses = state.leased(record).get(options.peer) or _addresses(host)
+    addresses = leases.addresses(record, options.peer) or _addresses(host)
     ended = [address for address in addresses if (protocol, address, port) in there]
     for address in ended:
-        records.lease_del(_namespace(record), protocol, address, port)
+        records.lease_del(_namespace(record), protocol, address, port, _agent(record))
         audit.write("lease_revoked", record, peer=f"{protocol}:{address}:{port}")
         print(f"{record['id'][:12]} may no longer reach {protocol}:{address}:{port}")
+    leases.revoked(record, options.peer, ended)
     if not ended:
         raise Invalid("lease", "PEER", options.peer, "a lease that runs", "see `agentshim lease list`")
     return 0
@@ -202,6 +234,7 @@ def _revoked(options: argparse.Namespace) -> int:
 
 def _leases(options: argparse.Namespace) -> int:
     every = [find(options.container)] if options.container else state.records()
+    leases.settle_all()
     for record in [one for one in every if one.get("network") and (options.container or state.init_of(one))]:
         for protocol, address, port, timeout, left in records.leases(_namespace(record)):
             row = {"container": record["id"], "peer": f"{protocol}:{address}:{port}", "ttl": timeout, "left": left}
@@ -219,10 +252,21 @@ def _bounded(protocol: str, address: str, port: int, named: bool) -> None:
     if named and network.block(address)[:2] in kernel.addresses():
         raise Refused("lease", "PEER", f"{word}, this host", "public addresses, for a name", "give the address itself")
     config = policy.config()
-    limit = network.from_policy(compile.form_of(compile.resolve(config.limit, config))["sections"]["network"])
+    limit = network.from_policy(compile.limits(config)["network"])
     if not network.leq(network.from_policy(section), limit):
         todo = f"raise limit in config.toml above {config.limit}"
         raise Refused("lease", "PEER", word, f"what the host limit {config.limit} allows", todo)
+
+
+def _agent(record: dict[str, Any], leased: bool = False) -> bytes:
+    """The container's address where the host has a lock for it, b'' where the network is not of our making. `leased`: a
+    lease is about to be written there, so that the address must not go to another one before that has ended.
+    """
+    text = record["network"].get("address", "")
+    address = address_of(text) if text else b""
+    if address and leased:
+        host_state.leased(host_state.DIRECTORY, record["policy"], address)
+    return address
 
 
 def _locked(record: dict[str, Any]) -> dict[str, Any]:

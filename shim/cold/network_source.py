@@ -32,32 +32,78 @@ PRIVATE = (
     "::1/128", "2002::/16", "64:ff9b:1::/48", "fc00::/7", "fec0::/10",
 )  # fmt: skip
 ANYWHERE = ("0.0.0.0/0", "2000::/3")
+# Modes, keys that say nothing there, and what to do
+GRANTS = ("outbound", "inbound", "publish", "host_services", "dns", "icmp", "names")
+IDLE = (
+    (("engine", "none"), GRANTS, 'set mode = "auto" for a filter that lets them through, or drop them'),
+    (("dead-end",), ("outbound", "dns", "icmp", "names"), 'set mode = "isolated" for a way out, or drop them'),
+    (("confine",), ("publish", "host_services"), 'publish with the engine (-p) and inbound, or set mode = "isolated"'),
+)
 
 
 def expand(section: Any, reasoned: set[str]) -> Any:
     """The compiled section. `reasoned`: the peers that were given with a `why`. Invalid, naming the word."""
-    if section is None or section == "top":
+    if section == "top":
         return section
-    out = section.get("outbound", ())
-    into = section.get("inbound", ())
-    mode = section.get("mode", "confine")
+    section = section or {}
+    mode = section.get("mode", "auto")
+    for without, idle, todo in IDLE:
+        if mode in without and (given := [key for key in idle if section.get(key)]):
+            raise Invalid(network.NAME, "mode", f"{mode}, with {', '.join(given)}", "what it can carry", todo)
     if mode == "engine":
-        if idle := sorted(section.keys() - {"mode"}):
-            todo = 'set mode = "confine", or drop them'
-            raise Invalid(network.NAME, "mode", f"engine, with {', '.join(idle)}", "a filter for what is granted", todo)
         return {"mode": mode}
+    out = section.get("outbound", ())
     named = sorted(grant for one in out if (grant := _named(one)))
+    publish = sorted(_published(one) for one in section.get("publish", ()))
     compiled = {
         "mode": mode,
         "outbound": sorted(grant for one in out if not _named(one) for grant in _peers(one, one in reasoned)),
-        "inbound": "any" if "any" in into else sorted(_listener(one) for one in into),
+        "inbound": _inbound(section.get("inbound", ()), publish),
         "dns": section.get("dns") == "engine",
         "icmp": section.get("icmp", False),
     }
-    if named:  # what they lead to is known when a container starts: any public address, for all that is known here
-        return {**compiled, "names": named, "public": [str(block) for block in public()]}
+    if mode == "isolated" and (six := [one for one in out if "[" in one]):
+        todo = 'set mode = "confine" where the engine brings IPv6, or grant IPv4 addresses'
+        raise Invalid(network.NAME, "outbound", six[0], "IPv4, in a network that agentshim builds", todo)
+    if section.get("names") == "proxy" and not (compiled["outbound"] or section.get("host_services")):
+        todo = 'grant it: host_services = ["tcp:3128"], or its address in outbound or [[network.add]]'
+        raise Invalid(network.NAME, "names", "proxy, and nothing would be reached", "a proxy's address", todo)
+    if publish:
+        compiled["publish"] = publish
+    if services := sorted(_listener(one) for one in section.get("host_services", ())):
+        compiled["services"] = services
+    if named and section.get("names") == "proxy":
+        return {**compiled, "proxied": named}  # its word on them, not ours: nothing is resolved or granted
+    if named:  # what they lead to is known when a container starts
+        compiled.update(names=named, public=[str(block) for block in public()])
+        if any("." not in one[1] for one in named):
+            compiled["siblings"] = [str(block) for block in neighbours()]
+        return compiled
     compiled["plan"] = base64.b64encode(plan.encode(lock.steps(compiled))).decode()
     return compiled
+
+
+def neighbours() -> list[Block]:
+    """Where an engine's own networks are: private, and neither metadata nor loopback."""
+    return [block for block in _networks(PRIVATE) if block.version == 4 and not block.is_loopback]
+
+
+def _inbound(words: Any, publish: list[list[Any]]) -> Any:
+    """What may be reached from outside; what is published may."""
+    if "any" in words:
+        return "any"
+    return sorted([*(_listener(one) for one in words), *([proto, port, port] for _, _, port, proto in publish)])
+
+
+def _published(word: str) -> list[Any]:
+    """[address and port of the host, port of the container, protocol]."""
+    text, _, protocol = word.partition("/")
+    address, _, ports = text.partition(":")
+    outer, _, inner = ports.partition(":")
+    block = _block(address, word)
+    if block.is_unspecified or block.num_addresses != 1:
+        raise Invalid(network.NAME, "publish", word, "one address of this host", "write it like 127.0.0.1:8080:80/tcp")
+    return [address, _ports(outer, word)[0], _ports(inner, word)[0], protocol]
 
 
 def _named(word: str) -> list[Any]:
@@ -114,6 +160,11 @@ def _block(text: str, word: str) -> Block:
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise Invalid(network.NAME, "outbound", word, f"an address or a block ({error})", "correct it") from None
+
+
+def span(first: int, last: int) -> str:
+    """Ports as policies write them."""
+    return f"{first}" if first == last else f"{first}-{last}"
 
 
 def _ports(text: str, word: str) -> list[int]:

@@ -126,7 +126,7 @@ def _choices(name: str, config: policy.Config) -> list[tuple[str, bool]]:
 def _above(form: dict[str, Any], config: policy.Config) -> list[tuple[str, str, str]]:
     if form["name"] == config.limit:
         return []
-    return cold.excess(form["sections"], cold.form_of(cold.resolve(config.limit, config))["sections"])
+    return cold.excess(form["sections"], cold.limits(config))
 
 
 # ---------------------------------------------------------------- show

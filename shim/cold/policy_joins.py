@@ -30,6 +30,8 @@ ALLOWING = {
     ("invocation", "verbs"),
     ("network", "outbound"),
     ("network", "inbound"),
+    ("network", "publish"),
+    ("network", "host_services"),
     ("seccomp", "architectures"),
 }
 SPOKEN = ("why", "doc", "expires")  # keys that give reasons and grant nothing

@@ -108,8 +108,12 @@ def _names(key: str) -> Callable[[Section], str]:
 
 
 def _network(section: Section) -> str:
-    compiled = network_source.expand(section, set(section.get("outbound", ())))
-    return "the engine's" if section.get("mode") == "engine" else network.words(network.from_policy(compiled))
+    if section.get("mode") == "engine":
+        return "the engine's"
+    word = "any" in section.get("outbound", ())
+    named = {**section, "outbound": [] if word else section.get("outbound", [])}
+    told = network.words(network.from_policy(network_source.expand(named, set(named["outbound"]))))
+    return told.replace("outbound nobody", "outbound any public address") if word else told
 
 
 # title, section, words for a section that is neither bottom nor top; "" reads as none

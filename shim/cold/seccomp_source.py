@@ -5,6 +5,7 @@
     {"file": "x.json"}                a profile in Docker's form or OCI's, relative to the policy's directory
     "add": ["name", "@group", ...]    raw joins, groups of policies/seccomp/groups.toml; also as tables {names = [...]}
     "architectures": ["x86"]          ABIs beside the native one; a file's own list of them does not count
+    "log": true                       the kernel logs what the filter denies; false: not even if a file's flags say so
 
 Belongs here: reading and checking. Next door: `cold.seccomp_toml` reads our own profiles; `seccomp.resolve` resolves
 capabilities at each start.
@@ -22,7 +23,7 @@ from shim.errors import HostError, Invalid, reason
 from shim.seccomp.check import check
 from shim.seccomp.profile import digest
 from shim.seccomp.resolve import BITS
-from shim.seccomp.vocabulary import ARCHITECTURES
+from shim.seccomp.vocabulary import ARCHITECTURES, FLAG_LOG
 
 _CONDITIONS = {"caps", "arches", "minKernel"}
 _DOCKER_ONLY = ("archMap", "defaultErrno")
@@ -40,6 +41,9 @@ def expand(section: Any, base_dir: str) -> Any:
     else:
         tree = seccomp_toml.profile(section.get("profile", "agent"))
     tree["architectures"] = [_architecture(name) for name in section.get("architectures", ())]
+    if "log" in section:
+        flags = [flag for flag in tree["flags"] if flag != FLAG_LOG]
+        tree["flags"] = [*flags, FLAG_LOG] if section["log"] else flags
     tree = seccomp_toml.joined(tree, _added(section.get("add", ())))
     source = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     return {"digest": digest(source.encode()), "caps": capability_mask(tree), "source": source}

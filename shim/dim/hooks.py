@@ -30,7 +30,7 @@ SETKEY_KINDS = ("prestart", "createRuntime")
 # What a hook's environment may hold: LD_PRELOAD, PYTHONPATH, BASH_ENV and their kind make any program another.
 ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "TERM", "XDG_RUNTIME_DIR", "PATH")
 PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-OURS = ("createRuntime", "poststart")  # where `plan` puts our own
+OURS = ("createRuntime", "poststart", "poststop")  # where `plan` puts our own
 WORDS = {
     "engine": "an engine's own",
     "listed": "not on the list",

@@ -366,7 +366,8 @@ def _lowered(mount: dict[str, Any], before: Entry, rights: int) -> dict[str, Any
         return mount
     if lost & HOST_VIEW:
         _, kind, fresh = HOST_VIEWS[before[1]]
-        return {"destination": before[1], "type": kind, "source": kind, "options": list(fresh)}
+        options = [*fresh, *(() if rights & WRITE or "ro" in fresh else ("ro",))]  # a read-only view stays one
+        return {"destination": before[1], "type": kind, "source": kind, "options": options}
     bind = is_bind(mount)
     options = [one for one in mount.get("options") or () if not OPTIONS.get(one, (0, 0))[1] & lost]
     if lost & (SLAVE | SHARED):

@@ -13,6 +13,7 @@ from shim.lattice import Decrease, Value, merged
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from shim.kernel import Facts
     from shim.lattice import Section, Spec
@@ -27,29 +28,37 @@ PROTOCOLS = ("tcp", "udp")
 WIDTHS = (32, 128)  # bits of an address, by IP version
 ROOMS = tuple((protocol, width) for width in WIDTHS for protocol in PROTOCOLS)
 EVERY: Ports = ((0, 65535),)
-SHOWN = 6  # blocks of addresses that one line names
+SHOWN = 4  # blocks of addresses that one line names
 
 
 class Network(Value):
-    """`open`: unfiltered, and then all else is full; `outbound`: a Map for each of ROOMS; `inbound`: Ports for each of
-    PROTOCOLS; `dns`: the engine's resolver may be asked; `icmp`: echo, in and out.
+    """`open`: unfiltered, and then all else is full; `outbound`: a Map for each of ROOMS; `inbound`, `services`: Ports
+    for each of PROTOCOLS, the container's that may be reached and the host's that it may reach; `dns`: the engine's
+    resolver may be asked; `icmp`: echo, in and out.
     """
 
-    __slots__ = ("open", "outbound", "inbound", "dns", "icmp")
+    __slots__ = ("open", "outbound", "inbound", "services", "dns", "icmp")
 
     def __init__(
-        self, open: bool, outbound: tuple[Map, ...], inbound: tuple[Ports, ...], dns: bool, icmp: bool
+        self,
+        open: bool,
+        outbound: tuple[Map, ...],
+        inbound: tuple[Ports, ...],
+        services: tuple[Ports, ...],
+        dns: bool,
+        icmp: bool,
     ) -> None:
         self.open = open
         self.outbound = outbound
         self.inbound = inbound
+        self.services = services
         self.dns = dns
         self.icmp = icmp
 
 
 ANYWHERE: tuple[Map, ...] = tuple(((0, (1 << width) - 1, EVERY),) for _, width in ROOMS)
-TOP = Network(True, ANYWHERE, (EVERY, EVERY), True, True)
-BOTTOM = Network(False, ((),) * len(ROOMS), ((), ()), False, False)
+TOP = Network(True, ANYWHERE, (EVERY, EVERY), (EVERY, EVERY), True, True)
+BOTTOM = Network(False, ((),) * len(ROOMS), ((), ()), ((), ()), False, False)
 
 
 def leq(a: Network, b: Network) -> bool:
@@ -61,7 +70,8 @@ def meet(a: Network, b: Network) -> Network:
         return b if a.open else a
     outbound = tuple(_meet_maps(x, y) for x, y in zip(a.outbound, b.outbound))
     inbound = tuple(_meet_ports(x, y) for x, y in zip(a.inbound, b.inbound))
-    return Network(False, outbound, inbound, a.dns and b.dns, a.icmp and b.icmp)
+    services = tuple(_meet_ports(x, y) for x, y in zip(a.services, b.services))
+    return Network(False, outbound, inbound, services, a.dns and b.dns, a.icmp and b.icmp)
 
 
 def from_spec(spec: Spec, facts: Facts) -> Network:
@@ -70,8 +80,8 @@ def from_spec(spec: Spec, facts: Facts) -> Network:
 
 def from_policy(section: Section) -> Network:
     """The section's `outbound`: (protocol, CIDR, first port, last port); `names`: (protocol, name, first port, last
-    port), which lead into `public`; `inbound`: "any" or (protocol, first
-    port, last port); `dns`, `icmp`. Mode "engine" filters nothing.
+    port), which lead into `public` or `siblings`; `inbound`: "any" or (protocol, first port, last port), `services` likewise; `dns`,
+    `icmp`. Mode "engine" filters nothing; the others say how the container comes by a network, not what passes.
     """
     if section is None:
         return BOTTOM
@@ -79,14 +89,18 @@ def from_policy(section: Section) -> Network:
         return TOP
     out, into = section.get("outbound", ()), section.get("inbound", ())
     rooms: dict[tuple[str, int], list[tuple[int, int, int, int]]] = {room: [] for room in ROOMS}
-    # A name may lead to any public address: what it led to is in the lock.
-    named = [(p, cidr, *ports) for p, _, *ports in section.get("names", ()) for cidr in section["public"]]
+    # A name may lead to any public address, a sibling's to any private one: what it led to is in the lock.
+    named = [
+        (protocol, cidr, *ports)
+        for protocol, name, *ports in section.get("names", ())
+        for cidr in section["public" if "." in name else "siblings"]
+    ]
     for protocol, cidr, first, last in (*out, *named):
         width, low, high = block(cidr)
         rooms[protocol, width].append((low, high, first, last))
     outbound = tuple(_map(rooms[room]) for room in ROOMS)
-    inbound = [EVERY if into == "any" else _ports(r[1:] for r in into if r[0] == protocol) for protocol in PROTOCOLS]
-    return Network(False, outbound, tuple(inbound), section.get("dns", False), section.get("icmp", False))
+    inbound, services = (_each(ports) for ports in (into, section.get("services", ())))
+    return Network(False, outbound, inbound, services, section.get("dns", False), section.get("icmp", False))
 
 
 def apply_to_spec(spec: Spec, value: Network, facts: Facts) -> Spec:
@@ -101,7 +115,7 @@ def explain(asked: Network, ceiling: Network, granted: Network) -> list[Decrease
         allow = '[network] outbound = ["tcp:ADDRESS:PORT"]'
         out.append(Decrease("outbound", _peers(asked), _peers(granted), why, allow))
     if asked.inbound != granted.inbound:
-        before, after = (_listening(value) for value in (asked, granted))
+        before, after = (listening(value.inbound) for value in (asked, granted))
         out.append(
             Decrease("inbound", before, after, "no port is open but those named", '[network] inbound = ["tcp:PORT"]')
         )
@@ -109,8 +123,8 @@ def explain(asked: Network, ceiling: Network, granted: Network) -> list[Decrease
         if getattr(asked, name) and not getattr(granted, name):
             why = "a resolver forwards what it is asked" if name == "dns" else "an echo carries what it is given"
             out.append(Decrease(name, "open", "shut", why, line))
-    if asked.open and not granted.open and not out:
-        why = "what is neither TCP nor UDP, and what nobody may be granted"
+    if asked != granted and not out:
+        why = "what is neither TCP nor UDP, the host's own services, and what nobody may be granted"
         out.append(Decrease("other", "open", "shut", why, '[network] mode = "engine"'))
     return out
 
@@ -129,6 +143,13 @@ def block(cidr: str) -> tuple[int, int, int]:
     size = 1 << width - int(bits or width)
     first = int.from_bytes(packed, "big") & ~(size - 1)
     return width, first, first + size - 1
+
+
+def _each(ports: Any) -> tuple[Ports, ...]:
+    """"any" or (protocol, first port, last port), by protocol."""
+    return tuple(
+        EVERY if ports == "any" else _ports(r[1:] for r in ports if r[0] == protocol) for protocol in PROTOCOLS
+    )
 
 
 def _ports(ranges: Iterable[tuple[int, int]]) -> Ports:
@@ -211,7 +232,8 @@ def words(value: Network) -> str:
     if value.open:
         return "unfiltered"
     more = [name for name in ("dns", "icmp") if getattr(value, name)]
-    return "; ".join((f"outbound {_peers(value)}", f"inbound {_listening(value)}", *more))
+    services = [f"host services {listening(value.services)}"] if value.services != ((), ()) else []
+    return "; ".join((f"outbound {_peers(value)}", f"inbound {listening(value.inbound)}", *services, *more))
 
 
 def _peers(value: Network) -> str:
@@ -225,9 +247,10 @@ def _peers(value: Network) -> str:
     return ", ".join(blocks[:SHOWN]) + (f" and {len(blocks) - SHOWN} more" if len(blocks) > SHOWN else "") or "nobody"
 
 
-def _listening(value: Network) -> str:
-    named = [f"{protocol} {_spans(ports)}" for protocol, ports in zip(PROTOCOLS, value.inbound) if ports]
-    return "every port" if value.inbound == (EVERY, EVERY) else ", ".join(named) or "no port"
+def listening(ports: tuple[Ports, ...]) -> str:
+    """Ports by protocol on one line."""
+    named = [f"{protocol} {_spans(spans)}" for protocol, spans in zip(PROTOCOLS, ports) if spans]
+    return "every port" if ports == (EVERY, EVERY) else ", ".join(named) or "no port"
 
 
 def _spans(ports: Ports) -> str:

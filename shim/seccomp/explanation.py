@@ -60,7 +60,7 @@ def _frame(before: model.Model, after: model.Model) -> Iterator[Decrease]:
             _TOP,
         )
     if after.log and not before.log:
-        yield _loss("no log", "denials are logged", "the policy's profile logs", _TOP)
+        yield _loss("no log", "denials are logged", "the policy's profile logs", "[seccomp] log = false")
 
 
 def listed(names: list[str]) -> str:

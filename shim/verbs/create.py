@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from shim import argv, bundle, hostpaths, kernel, plan, policy, product, runc, spec, state, wire
+from shim import argv, audit, bundle, hostpaths, kernel, plan, policy, product, runc, spec, state, wire
 from shim.dim import mounts, namespaces
 from shim.verbs import gate, lock
 
@@ -26,46 +26,63 @@ KEPT_PROCESS = ("capabilities", "noNewPrivileges", "rlimits", "apparmorProfile",
 
 def run(call: Call, context: Context) -> int:
     """Never returns when the container is allowed: the delegate takes our place. Raises ShimError otherwise."""
+    entry = context.entry = audit.begun(call)
     container = argv.check_id(call.args[0] if call.args else "")
     gate.require_host_root()
     config = policy.config()
+    entry.on_failure = config.audit_log
     delegate = runc.find(config)
     env = runc.environment()
     directory = bundle.Directory(str(call.options.get("bundle") or posix.getcwd()))
     data, status = directory.read(CONFIG)
     asked, dropped = spec.check(wire.loads(data, "bundle", CONFIG), config.unknown_keys)
     chosen = policy.load(policy.select(config, context.execfn, asked.get("annotations") or {}), config)
+    root = state.root_of(call.root, delegate.kind, env)
+    told = {"policy": chosen.name, "digest": chosen.digest, "mode": config.mode}
+    told["name"] = audit.name_of(asked, container, directory.path)
+    entry.of(root, told)
 
     invocation = runc.asked(env, call)
     facts = kernel.gather(asked, hostpaths.real(directory.path), invocation)
     facts.launcher, facts.locker = gate.launcher(), gate.program("agentshim-net")
     ceiling = product.from_policy(chosen.sections)
-    root = state.root_of(call.root, delegate.kind, env)
-    locked = lock.decide(asked, ceiling, chosen.sections.get("network"), facts, config.mode)
+    locked = lock.decide(asked, ceiling, chosen.sections.get("network"), facts, config.mode, container)
     if locked.hosts:
         facts.hosts = (kernel.hosts_mount(state.hosts_path(root, container)),)
     # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
     pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else {}
     hooks = [facts.our_hook(root, container)] if any(pins.values()) else []
+    admit = gate.Admitter(delegate)
+    address = ""
+    if locked.link:
+        from shim.verbs import link  # and all that makes one: most networks are an engine's, or nobody's
+
+        locked, address = link.lay(locked, chosen, config, asked, state.name_of(root, container))
+        hooks.append(facts.unlock_hook(state.lock_path(root, container), address))
     if locked.plan:
         hooks.append(facts.lock_hook(state.lock_path(root, container)))
-    admit = gate.Admitter(delegate)
-    made = plan.make(asked, ceiling, facts, admit, config.mode, hooks=tuple(hooks))
-    unseen = admit.unseen if config.mode != "audit" else ""
-    if unseen and call.verb == "run" and delegate.kind == "runc":
-        made = plan.with_last_look(made, facts.our_hook(root, container, kernel.FILTER), facts)
-    out = made.data if made.data is not None or not dropped else wire.dumps(made.spec)
+    try:
+        made = plan.make(asked, ceiling, facts, admit, config.mode, hooks=tuple(hooks))
+        unseen = admit.unseen if config.mode != "audit" else ""
+        if unseen and call.verb == "run" and delegate.kind == "runc":
+            made = plan.with_last_look(made, facts.our_hook(root, container, kernel.FILTER), facts)
+        out = made.data if made.data is not None or not dropped else wire.dumps(made.spec)
 
-    record = _record(directory.path, config, chosen, made, pins)
-    record["network"] = locked.section
-    if unseen:
-        record["unseen"] = unseen
-    waits = bool(unseen) and call.verb == "create"
-    state.claim(root, container, record, data, locked.plan, locked.hosts, waits)
-    if out is not None and out != data:
-        directory.replace(CONFIG, out, status)
-    granted = made.granted["invocation"] if config.mode != "audit" else invocation
-    runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
+        record = {**_record(directory.path, config, chosen, made, pins), **told}
+        record["network"] = locked.section
+        if unseen:
+            record["unseen"] = unseen
+        waits = bool(unseen) and call.verb == "create"
+        state.claim(root, container, record, data, locked.plan, locked.hosts, waits)
+        entry.granted(audit.lowered(made), audit.objections(made, config.mode))
+        directory.tidy(CONFIG)
+        if out is not None and out != data:
+            directory.replace(CONFIG, out, status)
+        granted = made.granted["invocation"] if config.mode != "audit" else invocation
+        runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
+    finally:  # nothing was run
+        if address:
+            posix.unlink(address)
 
 
 def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: dict[str, Any]) -> dict[str, Any]:
@@ -73,9 +90,6 @@ def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: di
     out: dict[str, Any] = {
         "bundle": hostpaths.real(path),
         "rootfs": hostpaths.real(hostpaths.join(path, made.spec["root"]["path"])),
-        "policy": chosen.name,
-        "digest": chosen.digest,
-        "mode": config.mode,
         "sections": {name: chosen.sections[name] for name in KEPT if name in chosen.sections},
         "process": {name: process[name] for name in KEPT_PROCESS if name in process},
         "pins": pins,

@@ -6,10 +6,10 @@ Engines build process.json from their own copy of the spec: after a shim that wa
 
 from __future__ import annotations
 
-from shim import argv, bundle, hostpaths, kernel, plan, policy, product, runc, spec, state, wire
+from shim import argv, audit, bundle, hostpaths, kernel, plan, policy, product, runc, spec, state, wire
 from shim.argv import Call
 from shim.dim import capabilities
-from shim.errors import Invalid
+from shim.errors import Invalid, ShimError
 from shim.verbs import gate, lost
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from shim.cli import Context
     from shim.kernel import Facts
+    from shim.policy import Config
     from shim.product import Product
 
 # Met with what create granted too: what a container gave up stays given up.
@@ -32,26 +33,44 @@ IN_PROCESS = frozenset(
 
 def run(call: Call, context: Context) -> int:
     """Never returns when the process is allowed. Raises ShimError otherwise."""
+    entry = context.entry = audit.begun(call)
     container = argv.check_id(call.args[0] if call.args else "")
     gate.require_host_root()
     config = policy.config()
+    entry.on_failure = config.audit_log
     delegate = runc.find(config)
     env = runc.environment()
     root = state.root_of(call.root, delegate.kind, env)
     record = state.load(root, container) or lost.record(root, container, config)
+    entry.of(root, record)
 
     facts = kernel.process_facts(runc.asked(env, call))
     ceiling = bound(record, facts)
     if record["mode"] == "audit" or all(ceiling[dim.NAME] == dim.TOP for dim in product.EXEC):
+        entry.granted(*(_watched(call, record, config, ceiling, facts) if record["mode"] == "audit" else ()))
         runc.execute(delegate, call, env, facts.invocation, context.ignored)
     asked, place = _asked(call, record, config.unknown_keys)
     wrapped = {"process": {**_inherited(record), **asked}}
     made = plan.make(wrapped, ceiling, facts, gate.Admitter(delegate), record["mode"], product.EXEC)
     data = wire.dumps(made.spec["process"])
+    entry.granted(audit.lowered(made))
     granted = made.granted["invocation"]
     kept = {name: value for name, value in call.options.items() if name not in IN_PROCESS}
     call = Call(call.globals, call.verb, {**kept, "process": _written(data, place)}, [container])
     runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
+
+
+def _watched(
+    call: Call, record: dict[str, Any], config: Config, ceiling: Product, facts: Facts
+) -> tuple[list[str], str]:
+    """What a process would have lost under a mode that takes something, and what would have refused it."""
+    try:
+        asked, _ = _asked(call, record, config.unknown_keys)
+        wrapped = {"process": {**_inherited(record), **asked}}
+        made = plan.make(wrapped, ceiling, facts, gate.Admitter(runc.find(config)), "audit", product.EXEC)
+        return audit.lowered(made), audit.objections(made, "audit")
+    except ShimError as error:
+        return [], str(error)
 
 
 def bound(record: dict[str, Any], facts: Facts) -> Product:
@@ -123,6 +142,7 @@ def _written(data: bytes, place: str) -> str:
     directory, name = hostpaths.split(place)
     opened = bundle.Directory(directory, shared=True)
     before, status = opened.read(name)
+    opened.tidy(name)
     if before != data:
         opened.replace(name, data, status)
     return place

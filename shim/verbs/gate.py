@@ -6,7 +6,7 @@ import posix
 
 from shim import hostpaths, policy
 from shim.dim import seccomp
-from shim.errors import HostError, Refused
+from shim.errors import HostError, Refused, is_absence, unanswered
 from shim.seccomp import cache
 
 PROVED = policy.VAR + "/seccomp"
@@ -98,7 +98,9 @@ def _library() -> str:
     for place in (f"/lib/{posix.uname().machine}-linux-gnu", "/usr/lib64", "/usr/lib"):
         try:
             there = posix.stat(f"{place}/libseccomp.so.2")
-        except OSError:
+        except OSError as error:
+            if not is_absence(error):
+                raise unanswered("seccomp", place, error) from None
             continue
         return f"{there.st_dev}:{there.st_ino}:{there.st_mtime_ns}:{there.st_size}"
     return ""

@@ -73,6 +73,9 @@ def check_mounts(
     not checked.
     """
     of_host = {mount.device for mount in host}
+    if all(mount.place != rootfs for mount in inside):
+        asked, todo = "no mount there", "report this: the delegate runs its hooks elsewhere; nothing was started"
+        raise HostError("mounts", rootfs, asked, "the container's root, where a hook sees it", todo)
     for mount in inside:
         if not mountinfo.is_below(mount.place, rootfs):
             continue

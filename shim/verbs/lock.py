@@ -8,7 +8,7 @@ native/nethook.c takes them.
 
 from __future__ import annotations
 
-from shim import kernel, state
+from shim import docker, kernel, state
 from shim.dim import namespaces, network
 from shim.errors import Refused
 from shim.lattice import Value
@@ -24,23 +24,26 @@ if TYPE_CHECKING:
 
 class Lock(Value):
     """`plan`: the file for the hook, b'' where nothing is to be done; `section`: what the network is filtered by, None
-    for one that is not; `hosts`: the container's /etc/hosts, b'' where it stays as it is.
+    for one that is not; `hosts`: the container's /etc/hosts, b'' where it stays as it is; `link`: 'isolated' or
+    'dead-end' where agentshim makes the network (`verbs.link`), '' where the engine does, or nobody.
     """
 
-    __slots__ = ("plan", "section", "hosts")
+    __slots__ = ("plan", "section", "hosts", "link")
 
-    def __init__(self, plan: bytes, section: Section, hosts: bytes = b"") -> None:
+    def __init__(self, plan: bytes, section: Section, hosts: bytes = b"", link: str = "") -> None:
         self.plan = plan
         self.section = section
         self.hosts = hosts
+        self.link = link
 
 
 OPEN = Lock(b"", None)
+CARRIED = ("outbound", "names", "publish", "services", "dns")  # what a network of ours is made for
 
 
-def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: str) -> Lock:
+def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: str, container: str) -> Lock:
     """The lock under a policy's network `section`; tells `facts` what passes already. Refused where a join would need
-    another one. `ceiling`: the policy's.
+    another one, or where the engine's network is not what the policy wants. `ceiling`: the policy's.
     """
     mine = ceiling[network.NAME]
     if mode == "audit":
@@ -61,23 +64,67 @@ def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: s
         todo = "start those in it under agentshim first, or give this container a network of its own"
         asked = f"the network of process {strangers[0]}, which agentshim did not start"
         raise Refused(network.NAME, "join", asked, "one that can be filtered for all in it", todo)
-    kept = {key: value for key, value in section.items() if key not in ("plan", "public")}
+    engine = docker.asked(spec, facts.sources, container)
+    link = _link(spec, section, there, engine, facts)
+    if not link and engine:
+        _published(engine, mine)
+    return _filled(spec, section, facts, link, engine)
+
+
+def _link(spec: Spec, section: dict[str, Any], there: str, engine: docker.Asked | None, facts: Facts) -> str:
+    """Whether agentshim makes the network, and which: 'isolated', 'dead-end' or ''. Refused where the policy wants one
+    and the engine makes its own.
+    """
+    wanted = section["mode"]
+    engines = there != namespaces.NEW or (engine is not None and engine.attaches)
+    if wanted in ("isolated", "dead-end"):
+        if not engines:
+            return str(wanted)
+        todo = 'start it with --network none, or set [network] mode = "auto" to filter the engine\'s in place'
+        raise Refused(network.NAME, "mode", "a network of the engine's", f"{wanted}, which agentshim makes", todo)
+    if wanted != "auto" or engines or not any(section.get(key) for key in CARRIED):
+        return ""  # a lease on a network that is not there would carry nothing: then nothing is built
+    asked = namespaces.from_spec(spec, facts).kinds[namespaces.KINDS.index("network")]
+    return "" if asked == namespaces.HOST else "isolated"  # whoever wanted the host's meant another one than ours
+
+
+def _published(engine: docker.Asked, mine: network.Network) -> None:
+    """Refused where a port was to be published that nobody could reach: -p."""
+    for protocol, port in engine.ports:
+        room = network.PROTOCOLS.index(protocol) if protocol in network.PROTOCOLS else -1
+        if room < 0 or not any(first <= port <= last for first, last in mine.inbound[room]):
+            todo = f'[network] inbound = ["{protocol}:{port}"], or drop -p'
+            raise Refused(network.NAME, "inbound", f"-p of {port}/{protocol}", network.listening(mine.inbound), todo)
+
+
+def _filled(
+    spec: Spec, section: dict[str, Any], facts: Facts, link: str, engine: docker.Asked | None
+) -> Lock:
+    """The lock with what only this start knows: what names lead to, the host's name servers and addresses."""
+    kept = {key: value for key, value in section.items() if key not in ("plan", "public", "siblings")}
     own = kernel.addresses()
     kept["outbound"] = network.without(section["outbound"], own)  # whoever means the host names its address
-    if "plan" in section and not section["dns"] and kept["outbound"] is section["outbound"]:
+    if "plan" in section and not section["dns"] and not link and kept["outbound"] is section["outbound"]:
         from binascii import a2b_base64  # as below: an unfiltered network pays for none of it
 
         return Lock(a2b_base64(section["plan"]), kept)
     from hooks import lock, plan  # what names lead to, and the host's name servers, may be others at each start
     from shim import names
 
+    if link:  # IPv4 alone
+        kept["outbound"] = [one for one in kept["outbound"] if ":" not in one[1]]
     six = any(":" in one[1] for one in kept["outbound"])  # a name server alone opens no IPv6
     kept["resolvers"] = [one for one in kernel.resolvers() if six or ":" not in one] if section["dns"] else []
-    kept["pins"] = pins = names.resolve(section["names"], section["public"], own) if "names" in section else {}
+    pins = names.resolve(section, own, engine) if "names" in section else {}
+    if link:
+        pins = {name: [one for one in found if ":" not in one] for name, found in pins.items()}
+    kept["pins"] = pins
     found = [[p, address, *ports] for p, name, *ports in section.get("names", ()) for address in pins[name]]
-    kept["outbound"] = [*kept["outbound"], *found]
     hosts = names.hosts(spec, facts.sources, pins) if pins else b""
-    return Lock(plan.encode(lock.steps(kept)), kept, hosts)
+    if link:
+        kept["pinned"] = found + [[p, one, 53, 53] for one in kept["resolvers"] for p in network.PROTOCOLS]
+    kept["outbound"] = [*kept["outbound"], *found]
+    return Lock(b"" if link else plan.encode(lock.steps(kept)), kept, hosts, link)
 
 
 def _granted(spec: Spec, ceiling: Product, facts: Facts) -> str:
@@ -101,10 +148,15 @@ def _joined(members: list[tuple[dict[str, Any], int]], mine: network.Network, fa
 
         records.leases(f"/proc/{locked[1]}/ns/net")  # HostError unless the kernel has the lock that the record tells of
         section = {key: value for key, value in locked[0].items() if key != "names"}  # what they led to is in it
-    facts.network = network.from_policy(section or "top")
+    facts.network = network.from_policy(_policys(section) if section else "top")
     if network.leq(facts.network, mine):
         return Lock(b"", section)
     policies = ", ".join(sorted({str(one["policy"]) for one, _ in members}))
     asked = f"the network of {members[0][0]['id']}, filtered by {policies if section else 'nothing'}"
     todo = "start it under a policy with the same [network], or give it a network of its own"
     raise Refused(network.NAME, "join", asked, "a network that lets through no more than its own policy", todo)
+
+
+def _policys(section: dict[str, Any]) -> dict[str, Any]:
+    """A lock's section as a policy has it: `services` says what of the host is granted, at whichever gateway."""
+    return {**section, "outbound": [one for one in section["outbound"] if one[1] != section.get("gateway")]}

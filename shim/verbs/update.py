@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import posix
 
-from shim import argv, bundle, hostpaths, kernel, policy, runc, spec, state, wire
+from shim import argv, audit, bundle, hostpaths, kernel, policy, runc, spec, state, wire
 from shim.argv import Call
 from shim.dim import resources
-from shim.errors import Bug, Invalid, Refused
+from shim.errors import Bug, Invalid, Refused, ShimError
 from shim.verbs import gate, lost
 
 TYPE_CHECKING = False
@@ -42,13 +42,16 @@ UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 def run(call: Call, context: Context) -> int:
     """Never returns when the update is allowed: the delegate reads the lowered form on its stdin."""
+    entry = context.entry = audit.begun(call)
     container = argv.check_id(call.args[0] if call.args else "")
     gate.require_host_root()
     config = policy.config()
+    entry.on_failure = config.audit_log
     delegate = runc.find(config)
     env = runc.environment()
     root = state.root_of(call.root, delegate.kind, env)
     record = state.load(root, container) or lost.record(root, container, config)
+    entry.of(root, record)
     facts = kernel.process_facts(runc.asked(env, call))
     ceiling = resources.from_policy(record["sections"].get(resources.NAME))
 
@@ -60,6 +63,8 @@ def run(call: Call, context: Context) -> int:
         raise Refused("resources", "update", str(asked), str(lowered), todo)
     data = wire.dumps(lowered)
     _check(data, asked, ceiling, record["mode"], facts)
+    granted = lowered if record["mode"] != "audit" else _watched(asked, ceiling, facts)
+    entry.granted([resources.NAME] if granted != asked else [])
     _to_stdin(data)
     options = {k: v for k, v in call.options.items() if k in CACHE}
     options["resources"] = "-"
@@ -106,6 +111,14 @@ def _refuse(call: Call, asked: dict[str, Any], ceiling: resources.Resources) -> 
         raise Refused(
             "resources", ", ".join(named), "set", "not by update", 'resources = "top" in the policy allows it'
         )
+
+
+def _watched(asked: dict[str, Any], ceiling: resources.Resources, facts: Any) -> dict[str, Any]:
+    """What an update would have been lowered to under a mode that takes something; `asked` where it is malformed."""
+    try:
+        return resources.met_update(asked, ceiling, facts)
+    except ShimError:
+        return asked
 
 
 def _check(data: bytes, asked: dict[str, Any], ceiling: resources.Resources, mode: str, facts: Any) -> None:

@@ -225,10 +225,11 @@ SECTIONS: dict[str, st.SearchStrategy[Any]] = {
     "annotations": st.builds(lambda u: {"unsafe": u}, st.booleans()),
     "process": st.just({}),
     "network": st.builds(
-        lambda m, o, i, d, c: {"mode": m, "outbound": o, "inbound": i, "dns": d, "icmp": c},
-        st.sampled_from(["engine", "confine", "confine", "confine"]),
+        lambda m, o, i, s, d, c: {"mode": m, "outbound": o, "inbound": i, "services": s, "dns": d, "icmp": c},
+        st.sampled_from(["engine", "confine", "isolated", "auto"]),
         st.lists(outbound, max_size=4),
         st.one_of(st.just("any"), st.lists(inbound, max_size=3)),
+        st.lists(inbound, max_size=2),
         st.booleans(),
         st.booleans(),
     ),

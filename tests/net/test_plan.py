@@ -65,12 +65,16 @@ def _messages(draw: st.DrawFn, family: int) -> tuple[bytes, int]:
     return b"".join(parts), 1 + sum(ack for _, ack, _ in whole)
 
 
+BITS = (0, plan.ONLY_EMPTY, plan.KEEP, plan.ONLY_EMPTY | plan.KEEP)
+
+
 @st.composite
 def _steps(draw: st.DrawFn) -> Step:
     family = draw(st.sampled_from([netlink.ROUTE, netlink.NETFILTER]))
     do, acks = draw(_messages(family))
     undo = draw(st.one_of(st.just(b""), _messages(family).map(lambda one: one[0])))
-    return Step(draw(st.sampled_from([0, 1])), family, do, undo, acks, draw(st.text()))
+    room = draw(st.sampled_from([plan.CONTAINER, plan.HOST])) | draw(st.sampled_from(BITS))
+    return Step(room, family, do, undo, acks, draw(st.text()))
 
 
 def _bare(step: Step) -> tuple[object, ...]:
@@ -128,6 +132,9 @@ def test_what_the_hook_would_not_run_is_invalid() -> None:
     ):
         with pytest.raises(Invalid, match=words):
             plan.decode(plan.encode([Step(0, family, do, b"", acks, "")]))
+    for room in (2, 2 | plan.KEEP, 0x80, 0x401, 1 << 31):
+        with pytest.raises(Invalid, match="room"):
+            plan.decode(plan.encode([Step(room, netlink.ROUTE, ack, b"", 1, "")]))
     plan.decode(plan.encode([Step(0, netlink.ROUTE, begin + ack, b"", 1, "RTM_NEWLINK has a batch's number")]))
     with pytest.raises(Invalid, match="0 steps"):
         plan.encode([])
@@ -271,9 +278,10 @@ def test_hot_modules_import_built_ins_alone() -> None:
     """What a container's start pays for; _socket too only where IPv6 is granted."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules)\n"
-        "from hooks import lock, plan\n"
+        "from hooks import link, lock, plan\n"
         "section = {'mode': 'confine', 'outbound': [['tcp', '10.0.0.0/8', 1, 2]], 'inbound': 'any', 'dns': True}\n"
-        "plan.encode(lock.steps(section))\n"
+        "port = link.Port(7, bytes(4), 22, bytes(4))\n"
+        "plan.encode(link.steps(port) + lock.steps(section))\n"
         "print(*sorted(m for m in set(sys.modules) - before if m.split('.')[0] not in ('hooks', 'shim')\n"
         "      and m not in sys.builtin_module_names))\n"
         "print('_socket' in sys.modules)"

@@ -72,6 +72,7 @@ def test_an_unfiltered_network_is_above_any_filter() -> None:
             "mode": "confine",
             "outbound": [[p, cidr, 0, 65535] for p in network.PROTOCOLS for cidr in ("0.0.0.0/0", "::/0")],
             "inbound": "any",
+            "services": "any",
             "dns": True,
             "icmp": True,
         }
@@ -168,7 +169,7 @@ def test_addresses_of_the_host() -> None:
 
 
 def test_grants_without_a_filter_are_a_mistake() -> None:
-    with pytest.raises(Invalid, match="confine"):
+    with pytest.raises(Invalid, match="auto"):
         network_source.expand({"mode": "engine", "outbound": ["tcp:8.8.8.8:53"]}, set())
 
 

@@ -1,0 +1,486 @@
+"""What becomes of a container's network under real engines: agentshim's own, the engine's filtered in place, or none.
+
+Each engine lives in a network namespace of the test's own (`conformance.world`): its bridges, its rules and all traffic
+stay there. Next door: `oci/test_isolated` has the modes without an engine, `test_network` the records and leases.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import columns
+from conformance.columns import COLUMNS, Column
+from conformance.engines import conftest, containerd, dockerd
+from conformance.engines.containerd import Containerd
+from conformance.engines.dockerd import Docker
+from conformance.engines.harness import BUSYBOX, Archive, DockerLike, Engine
+from conformance.engines.images import tool
+from conformance.engines.podman import Podman
+from conformance.room import Result, Room, wait_for
+from conformance.world import ENGINES, GRANTED, HOST, HOST_ON_LAN, NEIGHBOUR, OTHER, Inside, World
+
+pytestmark = pytest.mark.engine
+
+HEAD = 'schema = 1\nname = "{}"\nabout = "a network for a test"\nbase = "agent"\n\n[network]\n'
+GRANTS = 'outbound = ["tcp:203.0.113.5:8080", "udp:203.0.113.5:8080"]\n'
+POLICIES = {
+    "cell": 'mode = "auto"\ninbound = ["tcp:8080"]\n' + GRANTS + 'host_services = ["tcp:9000"]\n',
+    "iso": 'mode = "isolated"\n' + GRANTS,
+    "lab": 'mode = "confine"\ninbound = ["tcp:8080"]\n' + GRANTS,
+    "less": 'mode = "auto"\noutbound = ["udp:203.0.113.5:8080"]\n',
+    "pub": 'mode = "auto"\npublish = ["127.0.0.1:18080:8080/tcp", "127.0.0.1:18081:8081/tcp"]\n',
+    "kin": 'mode = "auto"\noutbound = ["tcp:db:5432"]\n',
+}
+RUNC, AGENT, DEV = COLUMNS[0], COLUMNS[1], COLUMNS[2]
+CELL, ISO, LAB, LESS, PUB, KIN = (Column(name, f"agentshim-{name}") for name in POLICIES)
+SECONDS = 4.0  # for a dozen connects that are refused; one that is dropped alone would take as long
+SERVE = "for p in 8080 8081 9000; do while :; do echo served | nc -l -p $p; done & done; wait"
+FORBIDDEN = (
+    (GRANTED, 8081),
+    (OTHER, 8080),
+    (NEIGHBOUR, 8080),
+    (ENGINES, 9000),
+    (HOST, 9000),
+    (HOST_ON_LAN, 9000),
+    ("169.254.169.254", 80),
+    ("127.0.0.11", 53),
+)
+
+
+def furnish(room: Room) -> None:
+    """Policies, and executables of their names that choose them."""
+    folder = room.base / "config" / "policies"
+    folder.mkdir(exist_ok=True)
+    names = ""
+    for name, text in POLICIES.items():
+        (folder / f"{name}.toml").write_text(HEAD.format(name) + text)
+        link = room.base / "bin" / f"agentshim-{name}"
+        if not link.is_symlink():
+            link.symlink_to(columns.launcher())
+        names += f'"{name}", '
+    columns.configure(room, columns.CONFIG.replace("names = [", f"names = [{names}"))
+
+
+@pytest.fixture(scope="module")
+def world(the_room: Room) -> Iterator[World]:
+    """A host for all three engines, as they would be on one machine."""
+    conftest.needs("nft", "ip", "iptables", "runc")
+    furnish(the_room)
+    the_room.run(["rm", "-rf", "/run/agentshim/net"])
+    one = World(the_room, f"n{the_room.base.name[-6:]}")
+    try:
+        yield one
+    finally:
+        one.end()
+        the_room.run(["rm", "-rf", "/run/agentshim/net"])
+        columns.configure(the_room)
+
+
+@pytest.fixture(scope="module")
+def docker(world: World, archive: Archive) -> Iterator[Docker]:
+    """dockerd as it is installed: with its rules, and a FORWARD chain that drops."""
+    conftest.needs("dockerd", "docker", "containerd")
+    names = ["agentshim", "agentshim-dev", *(f"agentshim-{one}" for one in POLICIES)]
+    runtimes = {name: {"path": str(world.room.base / "bin" / name)} for name in names}
+    how = {"iptables": True, "ip-forward": True, "ip-masq": True}
+    world.inside(world.host, "sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward")  # else it would not make it drop
+    with dockerd.docker(Inside(world), archive, "m", runtimes=runtimes, **how) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def podman(world: World, archive: Archive) -> Iterator[Podman]:
+    """podman with the network that it makes by itself: a bridge that leads out, and ports."""
+    conftest.needs("podman", "conmon")
+    home = world.room.base / "q"
+    home.mkdir(mode=0o711)
+    engine = Podman(Inside(world), home, archive)
+    (home / "cni/10-podman.conflist").write_text(json.dumps(cni("podman", "podman0", "10.231.8.0/24", home)))
+    open_ = "echo 1 > /proc/sys/net/ipv4/ip_forward; iptables -w -I FORWARD -o podman0 -j ACCEPT"
+    world.inside(world.host, "sh", "-c", open_)  # where a dockerd is, what podman publishes is dropped
+    try:
+        yield engine
+    finally:
+        engine.do("rm", "--all", "--force", "--time", "0")
+
+
+@pytest.fixture(scope="module")
+def ctr(world: World, archive: Archive) -> Iterator[Containerd]:
+    """containerd, with plugins where ctr looks for them."""
+    conftest.needs("containerd", "ctr")
+    told = json.dumps(cni("ctr", "ctr0", "10.231.9.0/24", world.room.base))
+    made = "mkdir -p /etc/cni/net.d && cat > /etc/cni/net.d/10-ctr.conflist && mount -t tmpfs tmpfs /opt &&"
+    done = world.room.run(["sh", "-c", f"{made} mkdir /opt/cni && ln -s /usr/lib/cni /opt/cni/bin"], input=told)
+    assert done.code == 0, str(done)
+    with containerd.containerd(Inside(world), archive, "e") as engine:
+        yield engine
+    world.room.run(["sh", "-c", "umount /opt; rm -r /etc/cni/net.d"])
+
+
+def cni(name: str, bridge: str, subnet: str, home: Path) -> dict[str, Any]:
+    """A bridge that leads out, with ports, and accepted where dockerd drops."""
+    ipam = {"type": "host-local", "dataDir": f"{home}/ipam", "ranges": [[{"subnet": subnet}]]}
+    ipam["routes"] = [{"dst": "0.0.0.0/0"}]
+    plugin = {"type": "bridge", "bridge": bridge, "isGateway": True, "ipMasq": True, "ipam": ipam}
+    more = [{"type": "portmap", "capabilities": {"portMappings": True}}, {"type": "firewall"}]
+    return {"cniVersion": "0.4.0", "name": name, "plugins": [plugin, *more]}
+
+
+@pytest.fixture(scope="module", params=["docker", "podman", "ctr"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module", params=["docker", "podman"])
+def like(request: pytest.FixtureRequest) -> DockerLike:
+    """Those with docker's command line."""
+    found: DockerLike = request.getfixturevalue(request.param)
+    return found
+
+
+CTRS = {"none": (), "host": ("--net-host",), "bridge": ("--cni",)}
+
+
+def words(engine: Engine, column: Column, network: str, *more: str) -> list[str]:
+    """What starts a container that serves, detached."""
+    if isinstance(engine, Containerd):
+        flags = ("--detach", *CTRS[network], *more)
+        return engine.words(column, engine.fresh(), "sh", "-c", SERVE, flags=flags)
+    assert isinstance(engine, DockerLike)
+    return engine.words("run", column, "-d", "--network", network, *more, engine.image(BUSYBOX), "sh", "-c", SERVE)
+
+
+@contextmanager
+def running(engine: Engine, column: Column, network: str, *more: str) -> Iterator[str]:
+    asked = words(engine, column, network, *more)
+    told = engine.must(*asked)
+    name = told if isinstance(engine, DockerLike) else asked[asked.index("sh") - 1]
+    try:
+        yield name
+    finally:
+        engine.remove(name)  # type: ignore[attr-defined]
+
+
+def sh(engine: Engine, name: str, script: str) -> Result:
+    verb = ["task", "exec", "--exec-id", engine.fresh()] if isinstance(engine, Containerd) else ["exec"]
+    return engine.do(*verb, name, "sh", "-c", script, timeout=60)
+
+
+def reached(engine: Engine, name: str, *peers: tuple[str, int]) -> list[tuple[str, int]]:
+    """Which of `peers` answer over TCP; those that do not must say so at once."""
+    begun = time.monotonic()
+    asks = [
+        f'[ "$(echo hi | nc -w 3 {address} {port} 2>/dev/null)" ] && echo {i}'
+        for i, (address, port) in enumerate(peers)
+    ]
+    told = sh(engine, name, "; ".join([*asks, "true"]))
+    assert told.code == 0, str(told)
+    assert time.monotonic() - begun < SECONDS, f"dropped, not refused: {peers}"
+    return [peers[int(one)] for one in told.out.split()]
+
+
+def interfaces(engine: Engine, name: str) -> list[str]:
+    """Those that are up, but lo."""
+    told = sh(engine, name, "ip -o link | grep -F ,UP | cut -d: -f2 | cut -d@ -f1").out.split()
+    return [one for one in told if one != "lo"]
+
+
+def gateway(engine: Engine, name: str) -> str:
+    return sh(engine, name, "ip route | sed -n 's/^default via \\([0-9.]*\\) .*/\\1/p'").out.strip()
+
+
+def address(engine: Engine, name: str) -> str:
+    return sh(engine, name, "ip -4 -o address show dev eth0 | sed 's/.*inet \\([0-9.]*\\).*/\\1/'").out.strip()
+
+
+def leased(room: Room, policy: str = "cell") -> list[str]:
+    return room.run(["sh", "-c", f"ls /run/agentshim/net/{policy}/addresses 2>/dev/null"]).out.split()
+
+
+def shim(world: World, *args: str) -> Result:
+    return world.inside(world.host, str(world.room.base / "bin" / "agentshim"), *args)
+
+
+def refused(engine: DockerLike, column: Column, network: str, *more: str) -> str:
+    """The error that whoever starts such a container is shown."""
+    told = engine.do(*words(engine, column, network, "--name", "refused", *more))
+    engine.remove("refused")
+    assert told.code != 0, str(told)
+    return told.err
+
+
+def gone(world: World) -> None:
+    """Nothing is left of any container."""
+    wait_for(lambda: not world.ports(), 5, "links to go with their namespaces")
+    assert world.elements() == []
+    for policy in POLICIES:
+        assert leased(world.room, policy) == []
+
+
+# What auto makes of what the engine brings
+
+
+def test_none_becomes_a_network_of_ours(engine: Engine, world: World) -> None:
+    with running(engine, CELL, "none") as name:
+        assert interfaces(engine, name) == ["eth0"]
+        assert address(engine, name).startswith("10.207.")
+        host = gateway(engine, name)
+        assert reached(engine, name, (GRANTED, 8080), (host, 9000), (host, 9001), *FORBIDDEN) == [
+            (GRANTED, 8080),
+            (host, 9000),
+        ]
+        assert len(leased(world.room)) == len(world.ports()) == 1
+    gone(world)
+
+
+def test_a_bridge_is_filtered_in_place(engine: Engine, world: World) -> None:
+    column = LAB if isinstance(engine, Containerd) else CELL  # ctr attaches behind our back, to what is locked by then
+    with running(engine, RUNC, "bridge") as plain, running(engine, column, "bridge") as name:
+        assert not address(engine, name).startswith("10.207.")
+        assert world.ports() == []
+        there, here = address(engine, plain), address(engine, name)
+        assert reached(engine, plain, (GRANTED, 8081), (here, 8080), (here, 8081)) == [(GRANTED, 8081), (here, 8080)]
+        assert reached(engine, name, (GRANTED, 8080), (there, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
+
+
+def test_the_hosts_network_is_never_lent(engine: Engine, world: World) -> None:
+    with running(engine, CELL, "host") as name:
+        assert interfaces(engine, name) == []
+        pid = engine.pid(name)  # type: ignore[attr-defined]
+        own = world.room.run(["readlink", f"/proc/{pid}/ns/net"]).out
+        assert own not in (
+            world.inside(world.host, "readlink", "/proc/self/ns/net").out,
+            world.room.run(["readlink", "/proc/self/ns/net"]).out,
+        )
+        assert reached(engine, name, (GRANTED, 8080), *FORBIDDEN[:-2], ("127.0.0.1", 9001)) == []
+    gone(world)
+
+
+def test_an_engines_network_is_not_isolated(like: DockerLike) -> None:
+    said = refused(like, ISO, "bridge")
+    assert "start it with --network none" in said
+    with running(like, ISO, "none") as name:
+        assert reached(like, name, (GRANTED, 8080), (GRANTED, 8081)) == [(GRANTED, 8080)]
+
+
+def test_a_network_that_is_attached_later_is_filtered(docker: Docker) -> None:
+    docker.must("network", "create", "later")
+    try:
+        with running(docker, RUNC, "later") as plain, running(docker, CELL, "bridge") as name:
+            there = json.loads(docker.must("inspect", plain))[0]["NetworkSettings"]["Networks"]["later"]["IPAddress"]
+            docker.must("network", "connect", "later", name)
+            assert interfaces(docker, name) == ["eth0", "eth1"]
+            assert reached(docker, name, (GRANTED, 8080), (there, 8080), (there, 8081)) == [(GRANTED, 8080)]
+            here = json.loads(docker.must("inspect", name))[0]["NetworkSettings"]["Networks"]["later"]["IPAddress"]
+            assert reached(docker, plain, (here, 8080), (here, 8081)) == [(here, 8080)]
+    finally:
+        docker.do("network", "rm", "later")
+
+
+def test_docker_may_attach_to_a_network_of_ours(docker: Docker, world: World) -> None:
+    """It may, since `none` can be disconnected: the lock inside holds, or Docker fails."""
+    docker.must("network", "create", "later")
+    try:
+        with running(docker, RUNC, "later") as plain, running(docker, CELL, "none") as name:
+            there = json.loads(docker.must("inspect", plain))[0]["NetworkSettings"]["Networks"]["later"]["IPAddress"]
+            docker.must("network", "disconnect", "none", name)
+            docker.do("network", "connect", "later", name)
+            assert reached(docker, name, (GRANTED, 8080), (there, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
+    finally:
+        docker.do("network", "rm", "later")
+    gone(world)
+
+
+# Ports
+
+
+def test_a_port_that_the_policy_opens_is_published(like: DockerLike, world: World) -> None:
+    with running(like, CELL, "bridge", "-p", f"{HOST}:28080:8080"):
+        wait_for(lambda: world.fetch(world.outside, HOST, 28080).out == "served\n", 5, "the published port")
+
+
+def test_a_port_that_the_policy_shuts_is_refused(docker: Docker) -> None:
+    said = refused(docker, CELL, "bridge", "-p", "28081:8081")
+    assert '[network] inbound = ["tcp:8081"], or drop -p' in said
+    said = refused(docker, CELL, "bridge", "-P", "--expose", "8081")
+    assert "8081/tcp" in said
+    said = refused(docker, CELL, "bridge", "-p", "28081:8080/udp")
+    assert "8080/udp" in said
+    with running(docker, CELL, "bridge", "-P", "--expose", "8080") as name:
+        assert reached(docker, name, (GRANTED, 8080)) == [(GRANTED, 8080)]
+
+
+def test_podman_publishes_what_the_lock_refuses(podman: Podman, world: World) -> None:
+    """It tells a runtime nothing of ports."""
+    with running(podman, CELL, "bridge", "-p", f"{HOST}:28081:8081") as name:
+        wait_for(lambda: reached(podman, name, ("127.0.0.1", 8081)), 5, "the server")
+        begun = time.monotonic()
+        told = world.fetch(world.outside, HOST, 28081)
+        assert "ConnectionRefusedError" in told.err, str(told)
+        assert time.monotonic() - begun < 1
+
+
+def test_ports_of_a_network_of_ours(engine: Engine, world: World) -> None:
+    with running(engine, PUB, "none") as name:
+        wait_for(lambda: world.fetch(world.host, "127.0.0.1", 18080).out == "served\n", 5, "the published port")
+        assert world.fetch(world.host, "127.0.0.1", 18081).out == "served\n"
+        assert world.fetch(world.outside, HOST, 18080).code != 0
+        assert reached(engine, name, (gateway(engine, name), 18080), *FORBIDDEN) == []
+    assert world.fetch(world.host, "127.0.0.1", 18080).code != 0
+    gone(world)
+
+
+def test_an_annotation_picks_among_ports(podman: Podman, world: World) -> None:
+    word = "127.0.0.1:18081:8081/tcp"
+    with running(podman, PUB, "none", "--annotation", f"agentshim.publish={word}"):
+        wait_for(lambda: world.fetch(world.host, "127.0.0.1", 18081).out == "served\n", 5, "the published port")
+        assert world.fetch(world.host, "127.0.0.1", 18080).code != 0
+    other = "0.0.0.0:18081:8081/tcp"
+    said = refused(podman, PUB, "none", "--annotation", f"agentshim.publish={other}")
+    assert other in said and word in said
+    gone(world)
+
+
+# Siblings
+
+
+COMPOSE = """version: "2.4"
+networks: {{ apps: {{}} }}
+x-all: &all
+  image: {image}
+  networks: [apps]
+  command: [sh, -c, "{serve}"]
+services:
+  db: {{ <<: *all }}
+  cache: {{ <<: *all }}
+  client: {{ <<: *all, runtime: agentshim-kin, depends_on: [db] }}
+"""
+
+
+def test_a_sibling_of_a_project_is_reached_by_name(docker: Docker, world: World) -> None:
+    conftest.needs("docker-compose")
+    file = world.room.base / "project" / "compose.yaml"
+    file.parent.mkdir()
+    serve = SERVE.replace("8080 8081 9000", "5432 5433").replace("$", "$$")
+    file.write_text(COMPOSE.format(image=docker.image(BUSYBOX), serve=serve))
+
+    def compose(*args: str) -> Result:
+        env = {"DOCKER_HOST": f"unix://{docker.socket}"}
+        return docker.room.run([tool("docker-compose"), "--ansi", "never", "-f", str(file), *args], env=env)
+
+    def id_of(service: str) -> str:
+        return compose("ps", "-q", service).out.strip()
+
+    try:
+        up = compose("up", "-d", "--timeout", "0")
+        assert up.code == 0, str(up)
+        client, cache, db = (
+            docker.must("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", id_of(one))
+            for one in ("client", "cache", "db")
+        )
+        name = id_of("client")
+        wait_for(lambda: reached(docker, name, ("db", 5432)), 5, "db")
+        assert reached(docker, name, ("db", 5432), ("db", 5433), (cache, 5432), (client, 5433)) == [
+            ("db", 5432),
+            (client, 5433),
+        ]
+        assert f"{db}\tdb" in sh(docker, name, "cat /etc/hosts").out
+        assert sh(docker, name, "nslookup cache 127.0.0.11").code != 0
+        compose("stop", "--timeout", "0", "db")
+        again = compose("up", "-d", "--no-deps", "--force-recreate", "--timeout", "0", "client")
+        assert again.code != 0
+        assert "start that service first" in again.err, str(again)
+        assert compose("up", "-d", "--timeout", "0").code == 0
+        assert reached(docker, id_of("client"), ("db", 5432)) == [("db", 5432)]
+    finally:
+        compose("down", "--timeout", "0")
+
+
+# Networks that are joined
+
+
+@pytest.mark.parametrize("network", ["none", "bridge"])
+def test_a_network_is_joined_under_the_same_lock(like: DockerLike, network: str, world: World) -> None:
+    with running(like, CELL, network) as first:
+        with running(like, CELL, f"container:{first}") as second:
+            assert reached(like, second, (GRANTED, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
+        assert reached(like, first, (GRANTED, 8080)) == [(GRANTED, 8080)]
+        assert "lets through no more" in refused(like, LESS, f"container:{first}")
+    gone(world)
+
+
+def test_a_strangers_network_is_not_joined(like: DockerLike) -> None:
+    with running(like, RUNC, "none") as stranger:
+        assert "agentshim did not start" in refused(like, CELL, f"container:{stranger}")
+
+
+def test_a_pod_shares_one_lock(podman: Podman) -> None:
+    infra = ["--infra-image", podman.image(BUSYBOX), "--infra-command", "sleep 1000"]
+    runtime = ["--runtime", str(podman.room.base / "bin" / CELL.executable)]
+    pod = podman.must(*runtime, "pod", "create", *infra)
+    try:
+        with (
+            running(podman, CELL, "bridge", "--pod", pod) as first,
+            running(podman, CELL, "bridge", "--pod", pod) as second,
+        ):
+            for name in (first, second):
+                assert reached(podman, name, (GRANTED, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
+    finally:
+        podman.do("pod", "rm", "--force", "--time", "0", pod)
+
+
+# Lives
+
+
+def test_a_restart_takes_an_address_anew(like: DockerLike, world: World) -> None:
+    with running(like, CELL, "none") as name:
+        for again in (("restart", "--time", "0", name), ("stop", "--time", "0", name), ("start", name)):
+            like.must(*again)
+            if again[0] == "stop":
+                gone(world)
+                continue
+            assert len(leased(world.room)) == 1
+            assert reached(like, name, (GRANTED, 8080), (OTHER, 8080)) == [(GRANTED, 8080)]
+            wait_for(lambda: len(world.ports()) == 1, 5, "the first link to go")
+    gone(world)
+
+
+def test_dockers_forward_drop_is_kept_off(docker: Docker, world: World) -> None:
+    """DOCKER-USER holds our accepts; whoever flushes it is found by the next `net up`."""
+    assert "-P FORWARD DROP" in world.inside(world.host, tool("iptables"), "-S", "FORWARD").out
+    with running(docker, CELL, "none") as name:
+        assert reached(docker, name, (GRANTED, 8080)) == [(GRANTED, 8080)]
+        world.inside(world.host, tool("iptables"), "-F", "DOCKER-USER")
+        assert sh(docker, name, f"echo hi | nc -w 1 {GRANTED} 8080").out == ""
+        told = shim(world, "net", "up", "cell")
+        assert told.code == 0, str(told)
+        assert reached(docker, name, (GRANTED, 8080), (OTHER, 8080)) == [(GRANTED, 8080)]
+        docker.restart()
+        assert reached(docker, name, (GRANTED, 8080), (OTHER, 8080)) == [(GRANTED, 8080)]
+    gone(world)
+
+
+# Built-in policies
+
+
+@pytest.mark.parametrize("network", ["none", "bridge"])
+def test_the_default_policy_reaches_nobody(engine: Engine, network: str, world: World) -> None:
+    with running(engine, AGENT, network) as name:
+        assert world.ports() == []
+        assert reached(engine, name, (GRANTED, 8080), *FORBIDDEN) == []
+        assert reached(engine, name, ("127.0.0.1", 8080)) == [("127.0.0.1", 8080)], "itself"
+
+
+def test_dev_reaches_the_public_alone(engine: Engine) -> None:
+    public = [(GRANTED, 8080), (GRANTED, 8081), (OTHER, 8080)]
+    with running(engine, DEV, "bridge") as name:
+        found = reached(engine, name, *public, (gateway(engine, name), 9000), *FORBIDDEN[2:-1])
+        assert found == public

@@ -1,0 +1,280 @@
+"""A network that agentshim makes: a bridge with a list of who may be reached, and nothing else.
+
+The host is a network namespace of the test's own (`world`), in which agentshim is called: no packet leaves these.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import columns
+from conformance.engines.images import tool
+from conformance.oci.bundles import spec
+from conformance.oci.cli import Runtime
+from conformance.oci.conftest import COUNTER, Maker
+from conformance.room import Result, Room, wait_for
+from conformance.world import ENGINES, GRANTED, NEIGHBOUR, OTHER, World
+
+pytestmark = pytest.mark.oci
+
+POLICY = """schema = 1
+name = "cell"
+about = "a network of agentshim's own"
+base = "agent"
+
+[network]
+mode = "isolated"
+outbound = ["tcp:203.0.113.5:8080", "udp:203.0.113.5:8080"]
+publish = ["127.0.0.1:18080:8080/tcp"]
+host_services = ["tcp:9000"]
+"""
+
+
+@pytest.fixture
+def world(the_room: Room) -> Iterator[World]:
+    if not (tool("nft") and tool("ip")):
+        pytest.skip("SKIPPED LOUDLY: nft or ip is not installed")
+    the_room.run(["rm", "-rf", "/run/agentshim/net"])
+    one = World(the_room, f"{the_room.base.name}{next(COUNTER)}"[-10:])
+    yield one
+    one.end()
+    the_room.run(["rm", "-rf", "/run/agentshim/net"])
+
+
+def furnish(room: Room, delegate: str, text: str = POLICY) -> None:
+    (room.base / "config" / "policies").mkdir(exist_ok=True)
+    (room.base / "config" / "policies" / "cell.toml").write_text(text)
+    link = room.base / "bin" / "agentshim-cell"
+    if not link.is_symlink():
+        link.symlink_to(columns.launcher())
+    config = columns.CONFIG
+    for key in ("annotations", "names"):
+        config = config.replace(f"{key} = [", f'{key} = ["cell", ')
+    columns.configure(room, config, delegate)
+
+
+@pytest.fixture
+def runtime(world: World, delegate: str) -> Iterator[Runtime]:
+    """agentshim, called where the host is, under the policy."""
+    room = world.room
+    furnish(room, delegate)
+    program = room.base / f"in-{world.host}"
+    program.write_text(f'#!/bin/sh\nexec nsenter --net=/run/netns/{world.host} {room.base}/bin/agentshim-cell "$@"\n')
+    program.chmod(0o755)
+    one = Runtime(room, str(program), room.base / f"r{next(COUNTER)}")
+    yield one
+    one.clear()
+
+
+def config(runtime: Runtime, *words: str) -> dict[str, Any]:
+    return spec(*words, cgroup=f"{runtime.cgroup}/cell-{next(COUNTER)}")
+
+
+@pytest.fixture
+def cell(runtime: Runtime, bundle: Maker) -> str:
+    """A running container."""
+    started(runtime, bundle, "c")
+    return "c"
+
+
+def started(runtime: Runtime, bundle: Maker, name: str, *words: str) -> Path:
+    made = bundle(config(runtime, *(words or ("sleep", "1000"))))
+    runtime.must("create", "--bundle", str(made.path), name)
+    runtime.must("start", name)
+    return Path(made.path)
+
+
+def shim(runtime: Runtime, *words: str) -> Result:
+    return runtime.room.run([runtime.program, *words])
+
+
+def asked(runtime: Runtime, name: str, address: str, port: int, *more: str) -> Result:
+    """What a peer answers to a workload: the echo, or nothing."""
+    begun = time.monotonic()
+    told = runtime.call("exec", name, "sh", "-c", f"echo hi | nc {' '.join(more)} -w 3 {address} {port}", timeout=20)
+    assert time.monotonic() - begun < 8
+    return told
+
+
+def test_what_is_granted_is_reached_and_nothing_else(runtime: Runtime, world: World, cell: str) -> None:
+    assert asked(runtime, cell, GRANTED, 8080).out == "echo hi\n"
+    gateway = gateway_of(runtime, cell)
+    assert asked(runtime, cell, gateway, 9000).out == "echo hi\n", "a service of the host's that is granted"
+    for address, port in (
+        (GRANTED, 8081),
+        (OTHER, 8080),
+        (NEIGHBOUR, 8080),
+        (ENGINES, 9000),
+        (gateway, 9001),
+        ("198.51.100.1", 9000),
+        ("169.254.169.254", 80),
+        ("192.168.77.1", 9000),
+    ):
+        begun = time.monotonic()
+        refused = asked(runtime, cell, address, port)
+        assert refused.code != 0 and not refused.out, f"{address}:{port}"
+        assert time.monotonic() - begun < 2, f"{address}:{port} is refused, not dropped: {refused}"
+    own = runtime.call("exec", cell, "cat", "/proc/net/if_inet6").out.split("\n")
+    assert all(line.endswith("lo") for line in own if line), "no address of IPv6 but lo's"
+
+
+def gateway_of(runtime: Runtime, name: str) -> str:
+    route = runtime.must("exec", name, "cat", "/proc/net/route").splitlines()[1:]
+    default = next(line.split()[2] for line in route if line.split()[1] == "00000000")
+    return ".".join(str(part) for part in reversed(bytes.fromhex(default)))
+
+
+def test_a_port_is_published_on_the_hosts_loopback(runtime: Runtime, world: World, bundle: Maker) -> None:
+    started(runtime, bundle, "c", "sh", "-c", "while :; do echo served | nc -l -p 8080; done")
+    fetch = "import socket; s = socket.create_connection(('127.0.0.1', 18080), 3); print(s.recv(99).decode())"
+    wait_for(lambda: "served" in world.inside(world.host, sys.executable, "-c", fetch).out, 5, "the published port")
+    other = fetch.replace("127.0.0.1", "198.51.100.1")
+    assert world.inside(world.outside, sys.executable, "-c", other).code != 0, "the host's address was not granted"
+    address = json.loads(shim(runtime, "explain", "c", "--json").out)
+    assert address
+
+
+def test_two_of_a_kind_do_not_see_each_other(runtime: Runtime, world: World, bundle: Maker) -> None:
+    (runtime.room.base / "config" / "policies" / "cell.toml").write_text(POLICY.replace("publish", "# publish"))
+    started(runtime, bundle, "a", "sh", "-c", "while :; do echo served | nc -l -p 8080; done")
+    started(runtime, bundle, "b")
+    there = address_of(runtime, "a")
+    refused = asked(runtime, "b", there, 8080)
+    assert refused.code != 0 and not refused.out
+    assert len(world.ports()) == 2
+
+
+def address_of(runtime: Runtime, name: str) -> str:
+    told = runtime.must("exec", name, "ip", "-4", "address", "show", "dev", "eth0")
+    return told.partition("inet ")[2].partition("/")[0]
+
+
+def test_the_end_leaves_nothing(runtime: Runtime, world: World, bundle: Maker) -> None:
+    started(runtime, bundle, "c")
+    assert world.ports() and world.elements()
+    runtime.must("delete", "--force", "c")
+    assert world.elements() == []
+    folder = "/run/agentshim/net/cell/addresses"
+    assert [one for one in runtime.room.run(["ls", folder]).out.split()] == []
+    wait_for(lambda: not world.ports(), 5, "the link to go with its namespace")
+
+
+def test_a_create_that_fails_leaves_nothing(runtime: Runtime, world: World, bundle: Maker) -> None:
+    asks = config(runtime, "true")
+    asks["mounts"].append({"destination": "/x", "type": "bind", "source": "/etc/shadow", "options": ["bind"]})
+    assert runtime.call("create", "--bundle", str(bundle(asks).path), "c").code != 0
+    asks = config(runtime, "/no/such/program")
+    assert runtime.call("run", "--bundle", str(bundle(asks).path), "d").code != 0
+    runtime.call("delete", "--force", "d")
+    assert shim(runtime, "net", "gc").code == 0
+    assert world.elements() == []
+    assert runtime.room.run(["ls", "/run/agentshim/net/cell/addresses"]).out.split() == []
+
+
+@pytest.mark.parametrize("harm", ["flush ruleset", "flush table inet agentshim", "delete table bridge agentshim"])
+def test_rules_that_somebody_changed_are_repaired(runtime: Runtime, world: World, bundle: Maker, harm: str) -> None:
+    started(runtime, bundle, "a")
+    before = world.rules()
+    world.inside(world.host, tool("nft"), harm)
+    assert asked(runtime, "a", OTHER, 8080).code != 0, "the second lock holds"
+    runtime.must("delete", "--force", "a")
+    started(runtime, bundle, "b")
+    assert asked(runtime, "b", GRANTED, 8080).out == "echo hi\n"
+    assert asked(runtime, "b", OTHER, 8080).code != 0
+    assert world.rules().count("goto deny") == before.count("goto deny")
+
+
+def test_a_host_without_nft_is_told(runtime: Runtime, bundle: Maker) -> None:
+    program = tool("nft")
+    runtime.room.run(["mount", "--bind", "/dev/null", program])
+    try:
+        refused = runtime.call("create", "--bundle", str(bundle(config(runtime, "true")).path), "c")
+        assert refused.code == 1 and "nft" in refused.err, str(refused)
+    finally:
+        runtime.room.run(["umount", program])
+
+
+def test_a_network_of_the_engines_is_not_isolated(runtime: Runtime, world: World, bundle: Maker) -> None:
+    asks = config(runtime, "true")
+    kinds = asks["linux"]["namespaces"]
+    world.ip("netns", "add", f"{world.host}x")
+    try:
+        place = f"/run/netns/{world.host}x"
+        asks["linux"]["namespaces"] = [{**one, "path": place} if one["type"] == "network" else one for one in kinds]
+        refused = runtime.call("create", "--bundle", str(bundle(asks).path), "c")
+        assert refused.code == 1 and "--network none" in refused.err, str(refused)
+    finally:
+        world.ip("netns", "delete", f"{world.host}x")
+
+
+def test_a_lease_opens_both_locks_and_the_kernel_shuts_them(runtime: Runtime, world: World, cell: str) -> None:
+    peer = f"tcp:{OTHER}:8080"
+    assert asked(runtime, cell, OTHER, 8080).code != 0
+    told = shim(runtime, "lease", "egress", cell, peer, "--ttl", "3s", "--why", "a test of leases")
+    assert told.code == 0, str(told)
+    assert asked(runtime, cell, OTHER, 8080).out == "echo hi\n"
+    assert sum("leased" in one for one in world.elements()) == 1
+    wait_for(lambda: asked(runtime, cell, OTHER, 8080).code != 0, 6, "the lease's end")
+    assert not any("leased" in one for one in world.elements())
+    shim(runtime, "lease", "egress", cell, peer, "--ttl", "1h", "--why", "a test of leases")
+    assert asked(runtime, cell, OTHER, 8080).code == 0
+    assert shim(runtime, "lease", "revoke", cell, peer).code == 0
+    assert asked(runtime, cell, OTHER, 8080).code != 0
+    assert not any("leased" in one for one in world.elements())
+
+
+def test_a_stream_ends_with_its_lease(runtime: Runtime, world: World, bundle: Maker) -> None:
+    """Established, and cut in both directions."""
+    started(runtime, bundle, "c", "sh", "-c", f"sleep 2; while :; do echo tick; sleep 0.2; done | nc {OTHER} 8080; sleep 1000")
+    told = shim(runtime, "lease", "egress", "c", f"tcp:{OTHER}:8080", "--ttl", "4s", "--why", "a test of leases")
+    assert told.code == 0, str(told)
+
+    def counted() -> int:
+        rows = [json.loads(line) for line in shim(runtime, "flows", "c", "--json").out.splitlines()]
+        return sum(row["network.packets"] for row in rows if row["destination.ip"] == OTHER)
+
+    wait_for(counted, 6, "packets")
+    wait_for(lambda: "leased" not in "".join(world.elements()), 8, "the lease's end")
+    last = counted()
+    time.sleep(1.5)
+    assert counted() == last
+
+
+@pytest.mark.parametrize("moment", ["addresses", "claim"])
+def test_what_a_kill_leaves_is_collected(runtime: Runtime, world: World, bundle: Maker, moment: str) -> None:
+    """Our process is killed where it has taken an address, and where it is about to become the delegate."""
+    if not tool("strace"):
+        pytest.skip("SKIPPED LOUDLY: strace is not installed")
+    inject = {"addresses": "link:signal=KILL:when=1", "claim": "execve:signal=KILL:when=2"}[moment]
+    made = bundle(config(runtime, "true"))
+    argv = ["nsenter", f"--net=/run/netns/{world.host}", "strace", "-f", "-qq", "-o", "/dev/null", "-e"]
+    launcher = f"{runtime.room.base}/bin/agentshim-cell"
+    runtime.room.run([*argv, f"inject={inject}", launcher, *runtime.options(), "create", "--bundle", str(made.path), "k"])
+    assert runtime.status("k") == ""
+    assert shim(runtime, "net", "gc").code == 0
+    assert runtime.room.run(["ls", "/run/agentshim/net/cell/addresses"]).out.split() == []
+    assert world.elements() == []
+
+
+def test_a_thousand_lives_leave_nothing(runtime: Runtime, world: World, bundle: Maker) -> None:
+    (runtime.room.base / "config" / "policies" / "cell.toml").write_text(POLICY.replace("publish", "# publish"))
+
+    def life(number: int) -> None:
+        for turn in range(125):
+            made = bundle(config(runtime, "true"))
+            done = runtime.call("run", "--bundle", str(made.path), f"l{number}-{turn}", timeout=60)
+            assert done.code == 0, str(done)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(life, range(8)))
+    assert world.elements() == []
+    assert runtime.room.run(["ls", "/run/agentshim/net/cell/addresses"]).out.split() == []
+    wait_for(lambda: not world.ports(), 10, "links to go")

@@ -1,0 +1,187 @@
+"""The host's lock: who may send through our bridges, as whom, and to whom. Pure: a container's elements as one step of
+a plan, and whether the rules are as they were.
+
+Belongs here: the elements of the tables agentshim (bridge, arp, inet) of the host's network namespace. Next door:
+`host_rules` has the rules; `link` makes the ports; `lock` is the second lock, inside the container's.
+
+    Rules are text, loaded when a bridge is made (shim/cold/net_up.py).
+    A container adds elements of sets only, all in one transaction: it is all let through, or nothing of it.
+    What is not looked up and found is refused, whichever hook sees it, and answered where somebody waits.
+    Every packet is looked up, and so is every answer: a lease that ends cuts both directions.
+
+A port is believed by `bridge`: name, hardware address and IPv4 source must be one element; then one bit of the packet's
+mark says so to `inet`, which sees the bridge, not the port. Frames to 01:80:c2:00:00:0X reach the host as from the port
+itself, around the bridge's hooks: hence the drops of all that comes in by a port's name, in `inet` and `arp`.
+In the output hook the interface is the one before a DNAT: what leaves for a bridge is looked up once more behind it.
+"""
+
+from __future__ import annotations
+
+from _blake2 import blake2b
+from _struct import Struct
+
+from hooks import nft
+from hooks.grants import LAST_PORT, PROTOCOLS, address_of
+from hooks.link import host_end, mac
+from hooks.netlink import NETFILTER
+from hooks.plan import HOST, ONLY_EMPTY, Step
+from shim.errors import Invalid
+from shim.lattice import merged
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from hooks.link import Port
+    from hooks.nft import Message
+
+    Entry = tuple[int, str, bytes, bytes, bytes]  # family, set, key, last key, data
+    Dump = Callable[[bytes], list[bytes]]  # netlink.Socket.dump
+
+TABLE = "agentshim"
+MARK = 0x00800000
+TAG = 12  # characters of a digest
+
+# name . hardware address . address; proto . address . port and the like: each field fills up its words of 4 bytes
+PORT_KEY = Struct("=16s6s2x4s")
+FLOW_KEY = Struct(">4sB3x4sH2x")  # agent, protocol, far address, far port
+SERVICE_KEY = Struct(">4s4sB3xH2x")  # agent, address of ours, protocol, port
+DOOR_KEY = Struct(">4sB3xH2x")  # address, protocol, port
+DOOR = Struct(">4sH2x")
+
+
+def tag(digest: str) -> str:
+    """What a policy's chains and sets are named by: the first 12 hex digits of its digest."""
+    text = digest.rpartition(":")[2][:TAG]
+    if len(text) != TAG or text.strip("0123456789abcdef"):
+        raise Invalid("network", "digest", digest, "hex digits", "report this; nothing was loaded")
+    return text
+
+
+def enter(
+    port: Port,
+    tag: str,
+    pinned: Iterable[tuple[str, str, int, int]] = (),
+    services: Iterable[tuple[str, int, int]] = (),
+    published: Iterable[tuple[str, int, int, str]] = (),
+) -> Step:
+    """A container comes in: all its elements, or none. EEXIST where one of them is there: an address that is in use.
+
+    `pinned`: (protocol, address, first port, last port), what names led to; IPv6 is left out, it is shut. `services`:
+    (protocol, first, last port) of the host, at the gateway. `published`: (address of the host, its port, the
+    container's port, protocol). Invalid on what is none of these.
+    """
+    every = entries(port, tag, pinned, services, published)
+    do = nft.mixed((family, nft.entry(TABLE, *element)) for family, element in ((one[0], one[1:]) for one in every))
+    undo = nft.mixed((family, nft.release(TABLE, name, key, last)) for family, name, key, last, _ in every)
+    told = f"{dotted(port.address)} at {host_end(port.address)}, policy {tag}: {len(every)} elements"
+    return Step(HOST | ONLY_EMPTY, NETFILTER, do, undo, 1, told)
+
+
+def entries(
+    port: Port,
+    tag: str,
+    pinned: Iterable[tuple[str, str, int, int]],
+    services: Iterable[tuple[str, int, int]],
+    published: Iterable[tuple[str, int, int, str]],
+) -> list[Entry]:
+    """The elements of one container."""
+    here = port.address
+    every: list[Entry] = [
+        (nft.BRIDGE, "ports", PORT_KEY.pack(host_end(here).encode(), mac(here), here), b"", b""),
+        (nft.INET, "agents_out", here, b"", nft.chain(f"out_{tag}")),
+        (nft.INET, "agents_in", here, b"", nft.chain(f"in_{tag}")),
+    ]
+    for (number, far), ports in _merged(pinned).items():
+        every += [_ranged("pinned", *(FLOW_KEY.pack(here, number, far, one) for one in ends)) for ends in ports]
+    at_gateway = ((protocol, dotted(port.gateway), first, last) for protocol, first, last in services)
+    for (number, far), ports in _merged(at_gateway).items():
+        every += [_ranged("services", *(SERVICE_KEY.pack(here, far, number, one) for one in ends)) for ends in ports]
+    for address, outside, inside, protocol in published:
+        at, number = _own(address), _protocol(protocol)
+        _ports(outside, outside), _ports(inside, inside)
+        every.append(
+            (nft.INET, "published", DOOR_KEY.pack(at, number, outside), b"", nft.value(DOOR.pack(here, inside)))
+        )
+        every.append((nft.INET, "served", DOOR_KEY.pack(here, number, inside), b"", b""))
+    return list(dict.fromkeys(every))  # one key twice would refuse itself
+
+
+def _merged(grants: Iterable[tuple[str, str, int, int]]) -> dict[tuple[int, bytes], list[tuple[int, int]]]:
+    """(protocol, address) -> ports that do not overlap, as a set of ranges wants it."""
+    found: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
+    for protocol, address, first, last in grants:
+        far = address_of(address)
+        if len(far) == 4:
+            found.setdefault((_protocol(protocol), far), []).append(_ports(first, last))
+    return {key: merged(ranges) for key, ranges in found.items()}
+
+
+def _ranged(name: str, first: bytes, last: bytes) -> Entry:
+    """One port is in a hash; a range in a set of ranges, of which the kernel makes a copy for each change."""
+    return (nft.INET, name, first, b"", b"") if first == last else (nft.INET, f"{name}_wide", first, last, b"")
+
+
+def flow_key(agent: bytes, protocol: str, far: bytes, port: int) -> bytes:
+    """The key of @leased and @pinned."""
+    return FLOW_KEY.pack(agent, _protocol(protocol), far, port)
+
+
+def _protocol(name: str) -> int:
+    if name not in PROTOCOLS:
+        raise Invalid("network", "protocol", name, "tcp or udp", "correct the grant")
+    return PROTOCOLS[name]
+
+
+def _ports(first: int, last: int) -> tuple[int, int]:
+    if not 0 < first <= last <= LAST_PORT:
+        raise Invalid("network", "ports", f"{first}-{last}", f"1 to {LAST_PORT}, the first first", "correct the grant")
+    return first, last
+
+
+def _own(address: str) -> bytes:
+    packed = address_of(address)
+    if len(packed) != 4 or packed == bytes(4):
+        raise Invalid("network", "publish", address, "one IPv4 address of this host", "write it like 127.0.0.1")
+    return packed
+
+
+def dotted(address: bytes) -> str:
+    return ".".join(map(str, address))
+
+
+# Whether the rules are as they were loaded
+
+
+def fingerprint(dump: Dump) -> bytes:
+    """A digest of all our rules and of whether they are asked: it changes with every change, also of ours."""
+    told = blake2b(digest_size=20)
+    for family in (nft.BRIDGE, nft.ARP, nft.INET):
+        told.update(b"%d " % nft.flags_of(dump(nft.list_tables(family)), TABLE))
+        for body in nft.bodies(dump(nft.list_rules(TABLE, family))):
+            told.update(body)
+    return told.digest()
+
+
+def intact(dump: Dump, kept: bytes) -> bool:
+    """Whether nobody has flushed or changed our rules since `kept` was taken. OSError where the kernel does not say."""
+    return fingerprint(dump) == kept
+
+
+def address_in(name: str, key: bytes, data: bytes) -> bytes:
+    """Whose element it is: the agent's address in an element of the set or map `name`."""
+    if name == "ports":
+        return PORT_KEY.unpack(key)[2]  # type: ignore[no-any-return]
+    return data[:4] if name == "published" else key[:4]
+
+
+ELEMENTS = (
+    (nft.BRIDGE, "ports"),
+    *((nft.INET, name) for name in ("agents_out", "agents_in", "leased", "pinned", "pinned_wide")),
+    *((nft.INET, name) for name in ("services", "services_wide", "published", "served")),
+)
+
+
+def drop(every: Iterable[tuple[int, str, bytes, bytes]]) -> list[tuple[int, Message]]:
+    """Messages that end elements: (family, set, key, last key)."""
+    return [(family, nft.release(TABLE, name, key, last)) for family, name, key, last in every]

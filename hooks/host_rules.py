@@ -1,0 +1,244 @@
+"""The rules of the host's lock as text for nft(8), readable, and the same whoever is there. Pure.
+
+Belongs here: tables, chains and sets of the host's network namespace, and those of each policy. Next door: `host` says
+what they are for, and has the elements that containers add. Loaded when a bridge is made, never at a container's start.
+"""
+
+from __future__ import annotations
+
+from hooks.chains import HARD4
+from hooks.grants import KEY4, PROTOCOLS, outbound
+from hooks.host import MARK, TABLE, dotted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from hooks.grants import Keys
+
+SETS = """\
+add table bridge agentshim
+add set bridge agentshim ports { type ifname . ether_addr . ipv4_addr; }
+add table arp agentshim
+add table inet agentshim
+add map inet agentshim agents_out { type ipv4_addr : verdict; }
+add map inet agentshim agents_in { type ipv4_addr : verdict; }
+add set inet agentshim leased { type ipv4_addr . inet_proto . ipv4_addr . inet_service; flags timeout; }
+add set inet agentshim pinned { type ipv4_addr . inet_proto . ipv4_addr . inet_service; }
+add set inet agentshim pinned_wide { type ipv4_addr . inet_proto . ipv4_addr . inet_service; flags interval; }
+add set inet agentshim services { type ipv4_addr . ipv4_addr . inet_proto . inet_service; }
+add set inet agentshim services_wide { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval; }
+add map inet agentshim published { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
+add set inet agentshim served { type ipv4_addr . inet_proto . inet_service; }
+"""
+
+# Before all others: what is dropped here reaches neither conntrack nor the host's other tables. -300 is dstnat in the
+# family bridge and raw in inet; 0 is where br_netfilter shows bridged packets to inet.
+_FIRST = "priority -310; policy accept;"
+_FILTER = "priority -5; policy accept;"
+_GRANTED = ("leased", "pinned", "pinned_wide")
+_TO = "ip saddr . meta l4proto . ip daddr . th dport"
+_FROM = "ip daddr . meta l4proto . ip saddr . th sport"
+_SERVED_TO = "ct status dnat ip daddr . meta l4proto . th dport @served accept"
+_SERVED_FROM = "ct direction reply ct status dnat ip saddr . meta l4proto . th sport @served accept"
+_ERRORS = ("ct state related icmp type 3 accept", "ct state related icmp type 11-12 accept")  # no redirects
+_NO_IPV6 = "meta nfproto ipv6 drop"
+_INVALID = "ct state invalid drop"
+
+
+# Neighbours are permanent on both sides. A frame that the bridge hands to the port itself would still be answered, and
+# whoever asks would fill the host's table of neighbours.
+ARP = {
+    "input": ["type filter hook input priority 0; policy accept;", 'iifname "av*" drop', 'iifname "as-*" drop'],
+    "output": ["type filter hook output priority 0; policy accept;", 'oifname "av*" drop', 'oifname "as-*" drop'],
+}
+
+
+def tables(mark: int = MARK) -> str:
+    """The tables, for `nft -f`: one transaction, the same whatever was there; elements of sets stay. `mark`: the bit
+    that says whom we believe. Packets keep their other bits.
+    """
+    bit = f"{mark:#010x}"
+    believe, forget = f"meta mark set meta mark | {bit}", f"meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}"
+    marked, bare = f"meta mark & {bit} == {bit}", f"meta mark & {bit} == 0"
+    parts = [SETS]
+    parts += _chains("bridge", _bridge(marked, bare, believe, forget))
+    parts += _chains("arp", ARP)
+    parts += _chains("inet", _inet(marked, bare, forget))
+    return "".join(parts)
+
+
+def _chains(family: str, chains: dict[str, list[str]]) -> list[str]:
+    """Chains first, emptied, then their rules: they name each other."""
+    out = []
+    for name, rules in chains.items():
+        base = f" {{ {rules[0]} }}" if rules[0].startswith("type ") else ""
+        out.append(f"add chain {family} {TABLE} {name}{base}\nflush chain {family} {TABLE} {name}\n")
+    for name, rules in chains.items():
+        out += [f"add rule {family} {TABLE} {name} {one}\n" for one in rules if not one.startswith("type ")]
+    return out
+
+
+def _bridge(marked: str, bare: str, believe: str, forget: str) -> dict[str, list[str]]:
+    """A frame with a VLAN tag is not of the type ip; IP options (source routes) are for nobody."""
+    return {
+        "prerouting": [
+            f"type filter hook prerouting {_FIRST}",
+            'iifname "av*" goto from_port',
+            f"{marked} {forget}",
+        ],
+        "from_port": [
+            "ether type != ip drop",
+            "ip hdrlength != 5 drop",
+            f"iifname . ether saddr . ip saddr @ports {believe} accept",
+            "drop",
+        ],
+        "input": [f"type filter hook input {_FIRST}", f'iifname "av*" {bare} drop'],
+        "forward": [f"type filter hook forward {_FIRST}", 'iifname "av*" drop', 'oifname "av*" drop'],
+        "output": [f"type filter hook output {_FIRST}", 'oifname "av*" ether type != ip drop'],
+    }
+
+
+def _inet(marked: str, bare: str, forget: str) -> dict[str, list[str]]:
+    return {
+        "arrival": [
+            f"type filter hook prerouting {_FIRST}",
+            'iifname "av*" drop',
+            f'iifname != "as-*" {marked} {forget}',
+            f'iifname "as-*" {_NO_IPV6}',
+            f'iifname "as-*" {bare} drop',
+        ],
+        **_forward(bare),
+        **_host(bare),
+        **_nat(marked),
+        "deny": ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"],
+    }
+
+
+def _forward(bare: str) -> dict[str, list[str]]:
+    return {
+        "forward": [
+            f"type filter hook forward {_FILTER}",
+            'iifname "as-*" goto from_agent',
+            'oifname "as-*" goto to_agent',
+        ],
+        "from_agent": [
+            _NO_IPV6,
+            _INVALID,
+            f"{bare} drop",
+            'oifname "as-*" goto deny',
+            *(f"ip daddr {net} goto deny" for net in hard()),
+            _SERVED_FROM,
+            "ct direction reply goto deny",
+            *(f"{_TO} @{name} accept" for name in _GRANTED),
+            "ip saddr vmap @agents_out",
+            "goto deny",
+        ],
+        "to_agent": [
+            _NO_IPV6,
+            _INVALID,
+            *_ERRORS,  # conntrack knows a flow that was let through; the lock inside looks up whether it still is
+            "ct direction reply goto answers",
+            _SERVED_TO,
+            "goto deny",
+        ],
+        "answers": [*(f"{_FROM} @{name} accept" for name in _GRANTED), "ip daddr vmap @agents_in", "goto deny"],
+    }
+
+
+def _host(bare: str) -> dict[str, list[str]]:
+    services = ("services", "services_wide")
+    return {
+        "input": [f"type filter hook input {_FILTER}", 'iifname "av*" drop', 'iifname "as-*" goto to_host'],
+        "to_host": [
+            _NO_IPV6,
+            _INVALID,
+            f"{bare} drop",
+            _SERVED_FROM,
+            "ct direction reply goto deny",
+            *(f"ip saddr . ip daddr . meta l4proto . th dport @{name} accept" for name in services),
+            "goto deny",
+        ],
+        "output": [f"type filter hook output {_FILTER}", 'oifname "as-*" goto from_host'],
+        "from_host": [
+            _NO_IPV6,
+            "ct state related tcp flags & rst == rst accept",  # only the kernel's own: it answers what we reject
+            *_ERRORS,
+            *(f"ct direction reply ip daddr . ip saddr . meta l4proto . th sport @{name} accept" for name in services),
+            _SERVED_TO,
+            "goto deny",
+        ],
+        "postrouting": ["type filter hook postrouting priority 90; policy accept;", 'oifname "as-*" goto departure'],
+        "departure": [_NO_IPV6, "ct state related accept", "ct direction reply accept", _SERVED_TO, "drop"],
+    }
+
+
+def _nat(marked: str) -> dict[str, list[str]]:
+    """One before what is usual: a port that is published here is not another's. Loopback is the host's alone."""
+    doors = [
+        f"fib daddr type local meta l4proto {name} dnat ip to ip daddr . meta l4proto . th dport map @published"
+        for name in PROTOCOLS
+    ]
+    return {
+        "nat_output": ["type nat hook output priority -101; policy accept;", *doors],
+        "nat_arrival": [
+            "type nat hook prerouting priority -101; policy accept;",
+            'iifname "as-*" accept',
+            "ip daddr 127.0.0.0/8 accept",
+            *doors,
+        ],
+        "nat_departure": [
+            "type nat hook postrouting priority 99; policy accept;",
+            'oifname "as-*" ct status dnat masquerade',
+            f'oifname != "as-*" {marked} masquerade',
+        ],
+    }
+
+
+def hard() -> list[str]:
+    """The hard deny of `chains`, as networks."""
+    out = []
+    for first, mask in HARD4:
+        bits = int.from_bytes(mask or b"\xff" * len(first), "big").bit_count()
+        out.append(f"{dotted(first + bytes(4 - len(first)))}/{bits}")
+    return out
+
+
+def policy(tag: str, section: dict[str, Any]) -> str:
+    """The chains and sets of one policy, for `nft -f`, behind `tables`. Names are not in it: what they lead to is
+    pinned for each container. IPv6 is shut.
+    """
+    keys, _ = outbound({**section, "outbound": section.get("outbound", ())})
+    field = "type inet_proto . ipv4_addr . inet_service;"
+    out = []
+    for name, flags in ((f"hosts_{tag}", ""), (f"nets_{tag}", " flags interval;")):
+        out.append(f"add set inet {TABLE} {name} {{ {field}{flags} }}\nflush set inet {TABLE} {name}\n")
+    out += _elements(f"hosts_{tag}", [key for key in keys if key[0] == key[1]])
+    out += _elements(f"nets_{tag}", [key for key in keys if key[0] != key[1]])
+    lookups = [(f"meta l4proto . ip daddr . th dport @{one}_{tag}", "out") for one in ("hosts", "nets")]
+    lookups += [(f"meta l4proto . ip saddr . th sport @{one}_{tag}", "in") for one in ("hosts", "nets")]
+    if section.get("icmp"):
+        lookups += [("icmp type echo-request", "out"), ("icmp type echo-reply", "in")]
+    chains = {
+        f"{side}_{tag}": [*(f"{one} accept" for one, of in lookups if of == side), "goto deny"]
+        for side in ("out", "in")
+    }
+    return "".join(out + _chains("inet", chains))
+
+
+def no_policy(tag: str) -> str:
+    """The end of one policy's chains and sets; nft refuses where a container still has them."""
+    chains = [f"{word} chain inet {TABLE} {side}_{tag}\n" for word in ("flush", "delete") for side in ("out", "in")]
+    return "".join(chains + [f"delete set inet {TABLE} {name}_{tag}\n" for name in ("hosts", "nets")])
+
+
+def _elements(name: str, keys: Keys) -> list[str]:
+    if not keys:
+        return []
+    return [f"add element inet {TABLE} {name} {{ {', '.join(_shown(*key) for key in keys)} }}\n"]
+
+
+def _shown(first: bytes, last: bytes) -> str:
+    (protocol, low, port), (_, high, end) = KEY4.unpack(first), KEY4.unpack(last)
+    addresses = dotted(low) if low == high else f"{dotted(low)}-{dotted(high)}"
+    return f"{protocol} . {addresses} . {port if port == end else f'{port}-{end}'}"

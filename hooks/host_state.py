@@ -1,0 +1,186 @@
+"""What is on disk of our bridges: written by `agentshim net up`, read and added to by a container's start. Hot.
+
+Belongs here: the files below a directory, /run/agentshim/net by default, which a boot empties. Next door: `host` has
+the kernel's side; shim/cold/net_up.py makes, repairs and removes.
+
+    .lock                       held while rules and bridges are changed
+    .rules                      the rules' fingerprint, a digest of their text, the tags of the policies in them
+    PROFILE/bridge.json         name, number, gateway and subnet of the bridge; the tag of the policy of today
+    PROFILE/TAG.nft             chains and sets of a policy, for nft
+    PROFILE/addresses/A.B.C.D   an address that is taken: the record of whose it is, and the process that took it
+    PROFILE/addresses/A.B.C.D.leased  the kernel may hold a lease of it: not free before `net gc` has looked
+    PROFILE/addresses/.lock     held while one is taken or collected; says which was the last
+
+An address is taken by a link to a whole file, and comes round only after all others: what is left of its last owner
+(the kernel takes apart a network namespace by itself, some 50 ms later) is gone by then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import posix
+
+from hooks import host
+from shim import hostpaths, wire
+from shim.errors import HostError, ShimError, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Bridge = dict[str, Any]  # profile, bridge, index, gateway, prefix, tag, published
+
+DIRECTORY = "/run/agentshim/net"
+LOOK = 4  # addresses that one start looks at: bounds what it pays for others
+LOCK, RULES, BRIDGE, ADDRESSES, LEASED = ".lock", ".rules", "bridge.json", "addresses", ".leased"
+
+
+def bridge(directory: str, profile: str) -> Bridge | None:
+    """What the bridge of a profile is; None where there is none yet, or what is told of it is torn."""
+    try:
+        told = wire.loads(read(f"{directory}/{profile}/{BRIDGE}"), "network", BRIDGE)
+    except (OSError, ShimError):
+        return None
+    return told if isinstance(told, dict) and told.get("index") else None
+
+
+def ready(directory: str, profile: str, digest: str, dump: host.Dump) -> Bridge | None:
+    """The bridge of a profile where containers may be put on it: its policy is loaded, and nobody has changed a rule.
+    None: call shim.cold.net_up.up. `dump`: of a netfilter socket in the host's network namespace.
+    """
+    found = bridge(directory, profile)
+    fingerprint, _, tags = rules(directory)
+    tag = host.tag(digest)
+    if found is None or found["tag"] != tag or tag not in tags:
+        return None
+    there = hostpaths.exists(f"/proc/sys/net/ipv4/conf/{found['bridge']}")
+    return found if there and host.intact(dump, fingerprint) else None
+
+
+def rules(directory: str) -> tuple[bytes, str, list[str]]:
+    """(fingerprint, digest of the text, tags) as the rules were loaded; nothing of each where that is not known."""
+    try:
+        first, text, *tags = read(f"{directory}/{RULES}").decode("ascii").split()
+        return bytes.fromhex(first), text, tags
+    except (OSError, ValueError):
+        return b"", "", []
+
+
+def take(directory: str, profile: str, owner: str) -> bytes:
+    """An address on the bridge of a profile, of `owner`'s from now on: the name of its record (state.RECORD), without
+    the suffix. HostError where none is free. `bridge` is there.
+    """
+    told = bridge(directory, profile)
+    place = f"{directory}/{profile}/{ADDRESSES}"
+    if told is None:
+        raise HostError("network", profile, "an address", "a bridge", f"agentshim net up {profile}")
+    lock = locked(f"{place}/{LOCK}")
+    mine = f"{place}/.{posix.getpid()}"
+    try:
+        if hostpaths.exists(mine):  # a process of our number was killed here: it may be an address of its own by now
+            posix.unlink(mine)
+        _write(mine, f"{owner} {posix.getpid()} {started('self')}\n".encode())
+        address, offset = _taken(place, mine, told, int(posix.pread(lock, 16, 0) or b"0"))
+        posix.pwrite(lock, b"%-8d" % offset, 0)
+        return address
+    except OSError as error:
+        raise HostError("network", place, reason(error), "a writable /run", "make /run writable for root") from None
+    finally:
+        posix.close(lock)
+        if hostpaths.exists(mine):
+            posix.unlink(mine)
+
+
+def _taken(place: str, mine: str, told: Bridge, last: int) -> tuple[bytes, int]:
+    """The next free address behind the last one that was taken; without the subnet's own and the gateway."""
+    size = 1 << 32 - told["prefix"]
+    gateway = int.from_bytes(_packed(told["gateway"]), "big")
+    first = gateway & -size
+    for step in range(1, size + 1):
+        offset = (last + step) % size
+        if offset in (0, gateway - first, size - 1):
+            continue
+        address = (first + offset).to_bytes(4, "big")
+        path = f"{place}/{host.dotted(address)}"
+        if hostpaths.exists(path + LEASED):
+            continue
+        try:
+            posix.link(mine, path)
+            return address, offset
+        except FileExistsError:
+            continue
+    todo = "end some containers, or run agentshim net gc"
+    raise HostError("network", told["bridge"], "one address more", f"{size - 3} addresses, all taken", todo)
+
+
+def forsaken(directory: str, profile: str, records: str) -> bool:
+    """Whether one of a few addresses has an owner that is gone, without a look at the kernel: its record is not in the
+    directory `records`, nor is the process there that took it. Which few: a window that our number chooses.
+    """
+    place = f"{directory}/{profile}/{ADDRESSES}"
+    try:
+        names = sorted(name for name in posix.listdir(place) if name[:1].isdigit() and not name.endswith(LEASED))
+    except OSError:
+        return False
+    start = posix.getpid() % len(names) if names else 0
+    for name in (names[start:] + names[:start])[:LOOK]:
+        try:
+            owner, pid, begun = read(f"{place}/{name}").decode("ascii").split()
+        except (OSError, ValueError):
+            continue  # on its way, or gone by now
+        if not hostpaths.exists(f"{records}/{owner}.json") and started(pid) != int(begun):
+            return True
+    return False
+
+
+def give_back(directory: str, profile: str, address: bytes) -> None:
+    """The end of `take`, where nothing of it has reached the kernel."""
+    try:
+        posix.unlink(f"{directory}/{profile}/{ADDRESSES}/{host.dotted(address)}")
+    except FileNotFoundError:
+        pass
+
+
+def leased(directory: str, profile: str, address: bytes) -> None:
+    """The kernel is about to hold a lease of this address: `take` leaves it alone until `net gc` has looked."""
+    _write(f"{directory}/{profile}/{ADDRESSES}/{host.dotted(address)}{LEASED}", b"")
+
+
+def locked(path: str) -> int:
+    """A descriptor that holds a lock until it is closed; the kernel frees it if we are killed."""
+    try:
+        fd = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError("network", path, reason(error), "a writable /run", "make /run writable for root") from None
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def read(path: str) -> bytes:
+    """A file of ours, up to 64 KiB."""
+    fd = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+    try:
+        return posix.read(fd, 1 << 16)
+    finally:
+        posix.close(fd)
+
+
+def started(pid: str) -> int:
+    """When a process was started, in clock ticks since boot (proc_pid_stat(5), field 22); 0 if it is gone."""
+    try:
+        return int(read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return 0
+
+
+def _write(path: str, data: bytes) -> None:
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    fd = posix.open(path, flags, 0o600)
+    try:
+        posix.write(fd, data)
+    finally:
+        posix.close(fd)
+
+
+def _packed(address: str) -> bytes:
+    return bytes(map(int, address.split(".")))

@@ -1,0 +1,197 @@
+"""The link: a container's own pair of interfaces, one end on its profile's bridge, made in place. Pure: a place on a
+bridge in, steps of a plan out.
+
+Belongs here: names, numbers and addresses of both ends, and the messages of rtnetlink(7) that make them. Next door:
+`host` says which packets pass; `lock` is inside; shim/cold makes the bridge; native/nethook.c replays the steps.
+
+All names and numbers follow from the container's address: nothing is asked back, and what is left over is found again.
+
+    The end inside is created there (VETH_INFO_PEER): moving an interface waits 18 ms.
+    Both ends have numbers that we choose, since an address, a route, a neighbour and a forwarding entry name their
+    interface by number. The kernel honours the peer's only where the other one is chosen too.
+    No ARP: neighbours are permanent on both sides, the port learns nothing and floods nothing, and what comes from
+    another hardware address than its own is dropped (locked: Linux 5.16; before it `host` alone does so).
+    No route to the bridge's other ports: all goes by the gateway, where it is refused at once instead of after 3 s.
+    IPv6 gets no address at either end.
+"""
+
+from __future__ import annotations
+
+from _struct import Struct
+
+from hooks.netlink import ACK, CREATE, EXCL, ROUTE, attribute, message, nested, text
+from hooks.plan import CONTAINER, HOST, KEEP, NETNS, ONLY_EMPTY, Step
+from shim.lattice import Value
+
+INSIDE = "eth0"
+ETH = 1000  # its number: tunl0, sit0 and their like take the first of a new namespace
+_NUMBERS = 0x20000000  # of host ends: far from those that the kernel counts up to
+
+# Hardware addresses, locally administered: the interface inside and the bridge; the host's end, which udev would change
+_INSIDE, _OUTSIDE = b"\x02\xa5", b"\x06\xa5"
+
+NEWLINK, DELLINK, NEWADDR, NEWROUTE, NEWNEIGH, DELNEIGH = 16, 17, 20, 24, 28, 29
+REPLACE = 0x100
+INET, BRIDGE, INET6 = 2, 7, 10  # address families
+UP = 1
+
+# if_link.h
+HARDWARE, NAME, MASTER, LINKINFO, AF_SPEC, NET_NS_FD = 1, 3, 10, 18, 26, 28
+KIND, DATA, SLAVE_KIND, SLAVE_DATA = 1, 2, 4, 5
+VETH_PEER = 1
+ADDR_GEN_MODE, NONE = 8, 1
+
+# What a port of the bridge does
+PORT = (
+    (8, 0),  # learning
+    (9, 0),  # flooding of unicasts
+    (25, 0),  # never a way to multicast routers, whatever it says
+    (27, 0),  # of multicasts
+    (30, 0),  # of broadcasts
+    (33, 1),  # isolated from the other ports
+    (39, 1),  # locked: a hardware address that has no entry for this port is dropped. Older kernels skip it
+)
+
+# neighbour.h, if_addr.h, rtnetlink.h
+NOARP, PERMANENT, OF_BRIDGE = 0x40, 0x80, 0x04
+NOPREFIXROUTE = 0x200
+MAIN, STATIC, EVERYWHERE, ON_LINK, UNICAST = 254, 4, 0, 253, 1
+
+_LINK = Struct("=BxHiII")  # family, type, number, flags, which of them
+_NEIGHBOUR = Struct("=BxxxiHBB")  # family, number, state, flags, type
+_ADDRESS = Struct("=BBBBI")  # family, prefix, flags, scope, number
+_ROUTE = Struct("=8BI")  # family, prefix, source's, tos, table, protocol, scope, type, flags
+_U32 = Struct("=I")
+
+
+class Port(Value):
+    """A container's place on a bridge: the number of the bridge's interface, the 4 bytes of the gateway, which is the
+    bridge's own address, the prefix length of its subnet, and the 4 bytes of the container's address in it.
+    """
+
+    __slots__ = ("bridge", "gateway", "prefix", "address")
+
+    def __init__(self, bridge: int, gateway: bytes, prefix: int, address: bytes) -> None:
+        self.bridge = bridge
+        self.gateway = gateway
+        self.prefix = prefix
+        self.address = address
+
+
+def host_end(address: bytes) -> str:
+    """The name of the host's end."""
+    return "av" + address.hex()
+
+
+def number(address: bytes) -> int:
+    """The number of the host's end: one for each address of a network of at least /8."""
+    return _NUMBERS | int.from_bytes(address[1:], "big")
+
+
+def mac(address: bytes) -> bytes:
+    """The hardware address of whoever has an address on a bridge: a container's eth0, and the bridge itself."""
+    return _INSIDE + address
+
+
+def steps(port: Port, six: bool = True) -> tuple[Step, ...]:
+    """The link of one container, up at the end. `six`: the kernel has IPv6 (/proc/net/if_inet6 is there)."""
+    name = host_end(port.address)
+    here = ".".join(map(str, port.address))
+    both = HOST | ONLY_EMPTY
+    at_bridge = [
+        _neighbour(kind, port.bridge, port.address, flags) for kind, flags in ((NEWNEIGH, REPLACE), (DELNEIGH, 0))
+    ]
+    port_set = [_link(number(port.address), _port(), _no_ipv6(six)), _forwarding(port.address)]
+    turned_on = [_up(number(port.address))]
+    return (
+        _step(both | KEEP, [_pair(port)], f"veth {name} to {INSIDE}", _delete(port.address)),
+        _step(both | KEEP, port_set, f"port {name}: isolated, learns and floods nothing"),
+        _step(both, at_bridge[:1], f"neighbour {here}, permanent", at_bridge[1]),
+        _step(CONTAINER | ONLY_EMPTY, _inside(port, six), f"lo and {INSIDE} up, {here}/{port.prefix}, routes"),
+        _step(both | KEEP, turned_on, f"{name} up"),
+    )
+
+
+def _step(room: int, messages: list[bytes], words: str, undo: bytes = b"") -> Step:
+    """Every message wants an answer."""
+    return Step(room, ROUTE, b"".join(messages), undo, len(messages), words)
+
+
+def _pair(port: Port) -> bytes:
+    """Both ends, the host's on the bridge; EEXIST where its name or number is there: the address is not free yet."""
+    peer = attribute(
+        VETH_PEER,
+        _LINK.pack(0, 0, ETH, 0, 0)
+        + text(NAME, INSIDE)
+        + attribute(HARDWARE, mac(port.address))
+        + attribute(NET_NS_FD, _U32.pack(NETNS)),
+    )
+    body = (
+        _LINK.pack(0, 0, number(port.address), 0, 0)
+        + text(NAME, host_end(port.address))
+        + attribute(HARDWARE, _OUTSIDE + port.address)
+        + attribute(MASTER, _U32.pack(port.bridge))
+        + nested(LINKINFO, text(KIND, "veth"), nested(DATA, peer))
+    )
+    return message(NEWLINK, ACK | CREATE | EXCL, body)
+
+
+def _delete(address: bytes) -> bytes:
+    """The host's end, and with it the other: right where a create fails, 32 ms each."""
+    return message(DELLINK, ACK, _LINK.pack(0, 0, 0, 0, 0) + text(NAME, host_end(address)))
+
+
+def _link(index: int, *attributes: bytes) -> bytes:
+    return message(NEWLINK, ACK, _LINK.pack(0, 0, index, 0, 0) + b"".join(attributes))
+
+
+def _up(index: int) -> bytes:
+    return message(NEWLINK, ACK, _LINK.pack(0, 0, index, UP, UP))
+
+
+def _port() -> bytes:
+    flags = [attribute(kind, bytes((value,))) for kind, value in PORT]
+    return nested(LINKINFO, text(SLAVE_KIND, "bridge"), nested(SLAVE_DATA, *flags))
+
+
+def _no_ipv6(six: bool) -> bytes:
+    """No address made up for it. Refused when a link is created, and where the kernel was started without IPv6."""
+    return nested(AF_SPEC, nested(INET6, attribute(ADDR_GEN_MODE, bytes((NONE,))))) if six else b""
+
+
+def _forwarding(address: bytes) -> bytes:
+    """Where the bridge sends what is for the container: static, as it learns nothing."""
+    body = _NEIGHBOUR.pack(BRIDGE, number(address), NOARP, OF_BRIDGE, 0) + attribute(2, mac(address))
+    return message(NEWNEIGH, ACK | CREATE | EXCL, body)
+
+
+def _neighbour(kind: int, index: int, address: bytes, flags: int) -> bytes:
+    """Who has an address. REPLACE: one that a crash left says the same, for it follows from the address."""
+    known = attribute(1, address) + (attribute(2, mac(address)) if kind == NEWNEIGH else b"")
+    more = flags | (CREATE if kind == NEWNEIGH else 0)
+    return message(kind, ACK | more, _NEIGHBOUR.pack(INET, index, PERMANENT, 0, 0) + known)
+
+
+def _inside(port: Port, six: bool) -> list[bytes]:
+    """All of the container's side. The route to the gateway comes before that through it, and both behind `up`."""
+    return [
+        _up(1),
+        *([_link(ETH, _no_ipv6(six))] if six else []),
+        _own(port),
+        _up(ETH),
+        _neighbour(NEWNEIGH, ETH, port.gateway, EXCL),
+        _route(32, ON_LINK, attribute(1, port.gateway)),
+        _route(0, EVERYWHERE, attribute(5, port.gateway)),
+    ]
+
+
+def _own(port: Port) -> bytes:
+    """The address, without the route to its subnet that the kernel would add."""
+    body = _ADDRESS.pack(INET, port.prefix, 0, 0, ETH)
+    body += attribute(2, port.address) + attribute(1, port.address) + attribute(8, _U32.pack(NOPREFIXROUTE))
+    return message(NEWADDR, ACK | CREATE | EXCL, body)
+
+
+def _route(prefix: int, scope: int, where: bytes) -> bytes:
+    body = _ROUTE.pack(INET, prefix, 0, 0, MAIN, STATIC, scope, UNICAST, 0) + where + attribute(4, _U32.pack(ETH))
+    return message(NEWROUTE, ACK | CREATE | EXCL, body)

@@ -1,0 +1,263 @@
+"""`agentshim net down` and `net gc`: bridges, rules, elements and addresses that nobody has any more.
+
+Belongs here: who is still there, and what goes. Next door: `net_up` makes; native/nethook.c takes back a container's
+own elements and its address at its end, so that `gc` finds only what a kill or a crash has left, and leases that ended
+with their container.
+
+An address is free when nothing in the kernel speaks of it: elements go first, then the file. Both under the lock that
+whoever takes an address holds: it is not taken in between.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from hooks import host, host_rules, host_state, nft
+from shim import state as records
+from shim.cold import bridges, net_others, net_up
+from shim.cold.net_up import Host
+from shim.errors import HostError, Refused, reason
+
+Element = tuple[int, str, bytes, bytes]  # family, set, key, last key
+GRACE = 600  # seconds that a policy's rules stay behind its last container: one may be on its way
+
+
+def alive() -> set[str]:
+    """The names of all records whose container is there or on its way, as hooks.host_state.take is given them."""
+    return {Path(records.lock_path(one["root"], one["id"])).stem for one in records.records()}
+
+
+def owners(directory: str, profile: str, living: Callable[[], set[str]]) -> dict[str, bool]:
+    """The addresses of a bridge that are taken -> whether by somebody who lives."""
+    place = Path(directory, profile, host_state.ADDRESSES)
+    taken = {path.name: _owner(path) for path in sorted(place.glob("[0-9]*")) if path.suffix != host_state.LEASED}
+    # Who takes an address writes its record before it ends: asked in this order, one of both is seen.
+    names = living() if taken else set()
+    return {name: is_running or owner in names for name, (owner, is_running) in taken.items()}
+
+
+def _owner(path: Path) -> tuple[str, bool]:
+    """Whose record it is, and whether the process that took the address is still there."""
+    try:
+        name, pid, started = path.read_text().split()
+        return name, host_state.started(pid) == int(started) != 0
+    except FileNotFoundError:
+        return "", False
+    except (OSError, ValueError):
+        return "", True  # in doubt: not ours to free
+
+
+def gc(
+    directory: str = host_state.DIRECTORY,
+    living: Callable[[], set[str]] = alive,
+    grace: float = GRACE,
+    mark: int = host.MARK,
+) -> dict[str, int]:
+    """Ends what has no owner: how many elements, addresses and policies' rules that was."""
+    counts = {"elements": 0, "addresses": 0, "policies": 0}
+    if not Path(directory).is_dir():
+        return counts
+    with Host(directory) as here:
+        for profile in here.profiles():
+            elements, addresses = _collected(here, profile, living)
+            counts["elements"] += elements
+            counts["addresses"] += addresses
+        counts["elements"] += _dropped(here, _of_nobody(here))
+        counts["policies"] = _forgotten(here, grace, mark)
+    return counts
+
+
+def _collected(here: Host, profile: str, living: Callable[[], set[str]]) -> tuple[int, int]:
+    """(elements, addresses) of one bridge that were nobody's."""
+    place = Path(here.directory, profile, host_state.ADDRESSES)
+    subnet = _subnet(here, profile)
+    if subnet is None or not place.is_dir():
+        return 0, 0
+    held = [host_state.locked(str(place / host_state.LOCK))]
+    try:
+        taken = owners(here.directory, profile, living)
+        dead = [name for name, lives in taken.items() if not lives]
+        for name in dead:
+            held.append(_held(place / name))
+        stale = [one for one in elements(here, subnet) if not taken.get(str(_address(one)))]
+        count = _dropped(here, [one for one, _ in stale])
+        for name in dead:
+            (place / name).unlink(missing_ok=True)
+        for path in place.glob("*" + host_state.LEASED):
+            if not taken.get(path.stem):
+                path.unlink(missing_ok=True)
+        for path in place.glob(".[0-9]*"):  # an address on its way, of a process that was killed
+            if not host_state.started(path.name[1:]):
+                path.unlink(missing_ok=True)
+        return count, len(dead)
+    finally:
+        for one in held:
+            os.close(one)
+
+
+def _held(path: Path) -> int:
+    """An address's file, locked: a poststop hook of its owner's that comes late waits, and then finds it gone."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def elements(here: Host, subnet: ipaddress.IPv4Network | None = None) -> list[tuple[Element, bytes]]:
+    """All elements of agents in a subnet (of all where it is None), with the data of those of maps."""
+    found = []
+    for family, name in host.ELEMENTS:
+        try:
+            told = nft.entries(here.netfilter.dump(nft.list_elements(host.TABLE, name, family)))
+        except FileNotFoundError:
+            continue  # no table
+        for (key, last), data in told.items():
+            if subnet is None or ipaddress.IPv4Address(host.address_in(name, key, data)) in subnet:
+                found.append(((family, name, key, last), data))
+    return found
+
+
+def _address(one: tuple[Element, bytes]) -> ipaddress.IPv4Address:
+    (_, name, key, _), data = one
+    return ipaddress.IPv4Address(host.address_in(name, key, data))
+
+
+def _of_nobody(here: Host) -> list[Element]:
+    """Elements of agents in no subnet that we know of."""
+    subnets = [subnet for one in here.profiles() if (subnet := _subnet(here, one))]
+    return [one[0] for one in elements(here) if not any(_address(one) in subnet for subnet in subnets)]
+
+
+def _subnet(here: Host, profile: str) -> ipaddress.IPv4Network | None:
+    told = here.state(profile).get("subnet")
+    return ipaddress.IPv4Network(told) if told else None
+
+
+def _dropped(here: Host, every: Iterable[Element]) -> int:
+    """Ends elements, each for itself: one that is gone already must not keep the others."""
+    count = 0
+    for message in host.drop(every):
+        try:
+            here.netfilter.ask(nft.mixed([message]), 1)
+            count += 1
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise HostError("network", "elements", reason(error), "sets that can be changed", "try again") from error
+    return count
+
+
+def _forgotten(here: Host, grace: float, mark: int) -> int:
+    """Rules of policies that no container has, and no bridge gives to the next one."""
+    wanted = {here.state(one).get("tag") for one in here.profiles()}
+    wanted |= {data.decode().rpartition("_")[2] for (_, name, _, _), data in elements(here) if name == "agents_out"}
+    for path in Path(here.directory).glob("*/*.nft"):
+        if path.stem not in wanted and path.stat().st_mtime <= time.time() - grace:
+            path.unlink()  # first, so that no repair loads them anew
+    return _unloaded(here, mark)
+
+
+def _unloaded(here: Host, mark: int) -> int:
+    """Ends the rules of policies that are on disk no more; how many."""
+    kept = {path.stem for path in Path(here.directory).glob("*/*.nft")}
+    gone = sorted(_loaded(here) - kept)
+    if gone:
+        net_up.load_rules(here, mark)
+        net_others.nft("".join(host_rules.no_policy(tag) for tag in gone))
+        net_up.kept_again(here, mark)
+    return len(gone)
+
+
+def _loaded(here: Host) -> set[str]:
+    """The tags of the policies in the kernel."""
+    told = nft.bodies(here.netfilter.dump(nft.list_rules(host.TABLE, nft.INET)))
+    chains = {nft.chain_of(body) for body in told}
+    return {name[4:] for name in chains if name.startswith("out_")}
+
+
+def down(
+    profiles: list[str],
+    directory: str = host_state.DIRECTORY,
+    force: bool = False,
+    living: Callable[[], set[str]] = alive,
+    mark: int = host.MARK,
+) -> list[str]:
+    """Ends the bridges of `profiles`, and with the last one all that is ours; what was done, one line each.
+
+    Refused where containers live on one of them, unless `force`: they lose their network.
+    """
+    with Host(directory) as here:
+        for profile in profiles:
+            lives = [one for one, mine in owners(directory, profile, living).items() if mine]
+            if lives and not force:
+                todo = "end them first, or add --force: they lose their network"
+                asked = f"to end it under {len(lives)} containers ({', '.join(lives[:3])})"
+                raise Refused("network", net_up.name_of(profile), asked, "an empty bridge", todo)
+        said = [line for profile in profiles if (line := _ended(here, profile, mark))]
+        if not here.profiles():
+            said += _all_ended(here)
+    return said
+
+
+def _ended(here: Host, profile: str, mark: int) -> str:
+    """The bridge first: then there is nobody whom the rules that go could still keep out."""
+    place = Path(here.directory, profile)
+    there = here.links.get(net_up.name_of(profile))
+    if not place.is_dir() and not (there and there.alias == net_up.ALIAS + profile):
+        return ""
+    subnet = _subnet(here, profile)
+    if there and there.alias == net_up.ALIAS + profile:
+        try:
+            bridges.delete(here.route, there.number)
+        except OSError as error:
+            raise HostError("network", there.name, reason(error), "a bridge that can be ended", "try again") from error
+    count = _dropped(here, [one for one, _ in elements(here, subnet)]) if subnet else 0
+    shutil.rmtree(place, ignore_errors=True)
+    _unloaded(here, mark)
+    return f"{net_up.name_of(profile)}: gone, with {count} elements"
+
+
+def _all_ended(here: Host) -> list[str]:
+    """Tables, accepts and files; but not while a bridge of ours is there without a file that tells of it."""
+    here.look()
+    if left := sorted(one.name for one in here.links.values() if net_up.is_ours(one)):
+        return [f"{', '.join(left)} stay, and the rules with them: agentshim net down PROFILE"]
+    net_others.nft(
+        "".join(f"add table {one} {host.TABLE}\ndelete table {one} {host.TABLE}\n" for one in ("inet", "arp", "bridge"))
+    )
+    net_others.unaccept()
+    Path(here.directory, host_state.RULES).unlink(missing_ok=True)
+    return [f"tables {host.TABLE}: gone; net.ipv4.ip_forward stays as it is"]
+
+
+def shown(directory: str = host_state.DIRECTORY, living: Callable[[], set[str]] = alive) -> list[dict[str, Any]]:
+    """Each bridge: what it is, who is on it; and whether it is up, its rules and Docker's accepts are as they were."""
+    if not Path(directory).is_dir():
+        return []
+    with Host(directory) as here:
+        fingerprint, _, tags = host_state.rules(directory)
+        whole = host.intact(here.netfilter.dump, fingerprint)
+        accepted = not any(net_others.docker_user().values())
+        return [
+            _shown(here, one, living, whole and here.state(one).get("tag") in tags, accepted) for one in here.profiles()
+        ]
+
+
+def _shown(here: Host, profile: str, living: Callable[[], set[str]], whole: bool, accepted: bool) -> dict[str, Any]:
+    told, name = here.state(profile), net_up.name_of(profile)
+    there = here.links.get(name)
+    return {
+        "profile": profile,
+        "bridge": name,
+        "subnet": told.get("subnet", ""),
+        "addresses": sum(owners(here.directory, profile, living).values()),
+        "up": bool(there and there.up and there.number == told.get("index")),
+        "rules": whole,
+        "docker": accepted,
+    }

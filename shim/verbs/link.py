@@ -1,0 +1,78 @@
+"""The network that agentshim makes for a container: its place on its policy's bridge, and what the hooks do there.
+
+Belongs here: the plan of all steps. Next door: `verbs.lock` decided that there is such a network; shim/cold/net_up makes
+the bridge and the host's rules, which stay; `hooks.host_state` has the addresses; `hooks.link`, `hooks.host` and
+`hooks.lock` have the steps.
+"""
+
+from __future__ import annotations
+
+from hooks import host, host_state, link, lock, netlink, plan
+from hooks.grants import address_of
+from shim import hostpaths, state
+from shim.dim import network
+from shim.errors import Refused
+from shim.lattice import at
+from shim.verbs.lock import Lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.lattice import Spec
+    from shim.policy import Config, Policy
+
+PICK = "agentshim.publish"  # annotation: which of the policy's to publish, comma-separated, as the policy writes them
+
+
+def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, owner: str) -> tuple[Lock, str]:
+    """The lock with its plan, and the file that holds the container's address: unlink it where create fails.
+
+    `owner`: the name of the container's record. Refused where what is to be published is not listed; HostError where no
+    address is left, or the bridge cannot be made.
+    """
+    section: dict[str, Any] = dict(locked.section)
+    section["publish"] = _picked(section.get("publish", []), spec)
+    services = section.get("services", [])
+    bridge = _bridge(chosen, config)
+    address = host_state.take(host_state.DIRECTORY, chosen.name, owner)
+    port = link.Port(bridge["index"], address_of(bridge["gateway"]), bridge["prefix"], address)
+    section["gateway"] = bridge["gateway"]
+    section["outbound"] = [*section["outbound"], *([p, bridge["gateway"], *ports] for p, *ports in services)]
+    section["address"] = host.dotted(address)
+    enter = host.enter(port, host.tag(chosen.digest), section["pinned"], services, section["publish"])
+    steps = (*lock.steps(section), enter, *link.steps(port, hostpaths.exists("/proc/net/if_inet6")))
+    file = f"{host_state.DIRECTORY}/{chosen.name}/{host_state.ADDRESSES}/{section['address']}"
+    return Lock(plan.encode(steps), section, locked.hosts, locked.link), file
+
+
+def _picked(listed: list[list[Any]], spec: Spec) -> list[list[Any]]:
+    """What is published: all that policy lists, or what the annotation names of it."""
+    asked = at(spec, "annotations", {}).get(PICK)
+    if asked is None:
+        return listed
+    known = {f"{address}:{outside}:{inside}/{proto}": one for one in listed for address, outside, inside, proto in [one]}
+    words = [word for word in asked.split(",") if word]
+    for word in words:
+        if word not in known:
+            todo = "choose among them, or let the policy list it: [network] publish"
+            raise Refused(network.NAME, PICK, word, ", ".join(known) or "nothing", todo)
+    return [known[word] for word in words]
+
+
+def _bridge(chosen: Policy, config: Config) -> dict[str, Any]:
+    """The bridge of a policy, with the host's rules as they were made; made, or repaired, where something is amiss."""
+    with netlink.Socket(netlink.NETFILTER) as socket:
+        found = host_state.ready(host_state.DIRECTORY, chosen.name, chosen.digest, socket.dump)
+    mark = int(config.network_mark, 0)
+    if host_state.forsaken(host_state.DIRECTORY, chosen.name, state.DIRECTORY):
+        from shim.cold import net_down  # somebody was killed, or this host's /run is not: seldom
+
+        net_down.gc(mark=mark)
+    if found:
+        return found
+    from shim.cold import net_up  # nft and a few files: once for a policy
+
+    return net_up.up(
+        chosen.name, chosen.sections["network"], chosen.digest, pool=config.network_pool, mark=mark
+    )

@@ -66,7 +66,7 @@ def _answer(call: Call, context: Context) -> int:
     if call.verb in argv.ENGINES:
         if os.geteuid() != 0:
             raise HostError(call.verb, "user", f"uid {os.geteuid()}", "root", "run it as root: it edits root's files")
-        from shim.cold import install
+        from shim.cold.install import install
 
         return install.main(call.verb, call.args, context.execfn)
     if call.verb == "net":

@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim import hostpaths, policy, state
-from shim.cold import engine_calls, engine_files, engines, install, json_text, registration, toml_text
-from shim.cold.toml_text import get
+from shim.cold.install import calls, changes, engines, install, json_text, registration, toml_text
+from shim.cold.install.toml_text import get
 from shim.errors import HostError, Invalid, Refused, ShimError
 from tests.unit.policy_host import Host, make_host
 
@@ -109,8 +109,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     }
     for name, values in new.items():
         monkeypatch.setitem(engines.ENGINES, name, dataclasses.replace(engines.ENGINES[name], **values))  # type: ignore[arg-type]
-    monkeypatch.setattr(engine_calls, "PIDFILE", str(tmp_path / "docker.pid"))
-    monkeypatch.setattr(engine_calls, "SYSTEMD", str(tmp_path / "no-systemd"))
+    monkeypatch.setattr(calls, "PIDFILE", str(tmp_path / "docker.pid"))
+    monkeypatch.setattr(calls, "SYSTEMD", str(tmp_path / "no-systemd"))
     monkeypatch.setattr(state, "records", list)
     if os.getuid() != 0:
         monkeypatch.setattr(hostpaths, "program", lambda path: path if os.path.exists(path) else "")
@@ -197,7 +197,7 @@ def test_default_comes_back(machine: Machine) -> None:
     told = machine.uninstall("docker")
     assert json.loads(machine.daemon.read_text()) == {"default-runtime": "nvidia", "runtimes": NVIDIA, "debug": True}
     assert "default runtime: nvidia" in told and "changed by hand" in told
-    assert Path(str(machine.daemon) + engine_files.BACKUP).read_text() == text
+    assert Path(str(machine.daemon) + changes.BACKUP).read_text() == text
 
 
 def test_default_that_is_gone_does_not_come_back(machine: Machine) -> None:
@@ -378,7 +378,7 @@ def test_owner_mode_and_attributes_stay(machine: Machine) -> None:
     except OSError:
         noted = False  # not on this file system
     machine.install("docker")
-    for path in (machine.daemon, Path(engine_files.backup_of(str(machine.daemon)))):
+    for path in (machine.daemon, Path(changes.backup_of(str(machine.daemon)))):
         there = path.stat()
         assert stat.S_IMODE(there.st_mode) == 0o600
         assert there.st_gid == (4 if os.getuid() == 0 else os.getgid())
@@ -441,7 +441,7 @@ def test_no_trace_of_a_temporary_file_in_a_directory_that_is_read_whole(machine:
     path = machine.write(machine.crios, '[crio.runtime]\ndefault_runtime = "crun"\n')
     told = machine.install("crio")
     assert os.listdir(path.parent) == ["agentshim.conf"]
-    assert f"as it was before: {machine.crio.parent}/crio.conf.d.agentshim.conf{engine_files.BACKUP}" in told
+    assert f"as it was before: {machine.crio.parent}/crio.conf.d.agentshim.conf{changes.BACKUP}" in told
     machine.uninstall("crio")
     assert path.read_text() == '[crio.runtime]\ndefault_runtime = "crun"\n'
     assert sorted(os.listdir(machine.crio.parent)) == ["crio.conf.d"]
@@ -598,7 +598,7 @@ def test_reload_of_a_dockerd_with_another_file(machine: Machine, daemon: subproc
 
 
 def dockerd(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(engine_calls, "dockerd", lambda doc: (1, ["/usr/bin/dockerd", *words]))
+    monkeypatch.setattr(calls, "dockerd", lambda doc: (1, ["/usr/bin/dockerd", *words]))
 
 
 def test_dockerd_that_was_started_with_another_file(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -628,7 +628,7 @@ def test_dockerd_that_runs_must_read_that_we_are_gone(machine: Machine, daemon: 
     told = machine.uninstall("docker", "--reload")
     assert json.loads(machine.daemon.read_text()) == {"debug": True, "runtimes": {}, "default-runtime": "runc"}
     assert "left in it" in told and daemon.wait(10) == -signal.SIGHUP
-    assert not Path(engine_files.backup_of(str(machine.daemon))).exists()
+    assert not Path(changes.backup_of(str(machine.daemon))).exists()
 
 
 def test_systemctl(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Which of an engine's files is to be edited, and which others it reads: they may say otherwise, before it or after.
 
-Belongs here: choosing. Next door: `engines` knows the places, `engine_files` reads them.
+Belongs here: choosing. Next door: `engines` knows the places, `changes` reads them.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from shim.cold import engine_files, registration
-from shim.cold.engine_files import File
-from shim.cold.engines import NAME, Doc, Engine
-from shim.cold.toml_text import get
+from shim.cold.install import changes, registration
+from shim.cold.install.changes import File
+from shim.cold.install.engines import NAME, Doc, Engine
+from shim.cold.install.toml_text import get
 from shim.errors import Refused
 
 
@@ -27,7 +27,7 @@ class Site:
 def choose(engine: Engine, named: str | None) -> Site:
     """Where `install` writes: a drop-in where the engine reads one, unless the main file has us already.
 
-    `named`: the main file, if it is not the usual one. Refused and Invalid as engine.check and engine_files.read.
+    `named`: the main file, if it is not the usual one. Refused and Invalid as engine.check and changes.read.
     """
     main = _main(engine, named)
     doc = engine.syntax.parse(main.text, main.path)
@@ -36,7 +36,7 @@ def choose(engine: Engine, named: str | None) -> Site:
         _check_fresh(os.path.dirname(main.path))
     drop_in = engine.drop_in_for(doc, main.path)
     is_there = not drop_in or registration.ours(engine, doc, main.path)
-    file = main if is_there else engine_files.read(drop_in)
+    file = main if is_there else changes.read(drop_in)
     order = engine.reads(doc, main.path)
     order += [file.path] if file.path not in order else []
     others = [path for path in order if path != file.path and os.path.exists(path)]
@@ -49,7 +49,7 @@ def files(engine: Engine, named: str | None) -> list[File]:
     main = _main(engine, named)
     order = engine.reads(engine.syntax.parse(main.text, main.path), main.path)
     others = [path for path in order if path not in (main.path, engine.vendor)]
-    return [main, *(engine_files.read(path) for path in others if os.path.exists(path) and NAME in _text(path))]
+    return [main, *(changes.read(path) for path in others if os.path.exists(path) and NAME in _text(path))]
 
 
 def check_default(engine: Engine, site: Site) -> None:
@@ -63,7 +63,7 @@ def check_default(engine: Engine, site: Site) -> None:
 
 
 def _main(engine: Engine, named: str | None) -> File:
-    return engine_files.read(os.path.abspath(named) if named else engine.main)
+    return changes.read(os.path.abspath(named) if named else engine.main)
 
 
 def _text(path: str) -> str:
@@ -72,7 +72,7 @@ def _text(path: str) -> str:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             return file.read()
     except OSError as error:
-        raise engine_files.failed(path, error) from None
+        raise changes.failed(path, error) from None
 
 
 def _check_fresh(directory: str) -> None:

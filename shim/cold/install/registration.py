@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 from shim import policy
-from shim.cold.engines import NAME, Doc, Engine
-from shim.cold.toml_text import Path, get
+from shim.cold.install.engines import NAME, Doc, Engine
+from shim.cold.install.toml_text import Path, get
 from shim.errors import Refused
 
 MARK = "# Written by `agentshim install {0}`; `agentshim uninstall {0}` takes it out.\n"  # a file that is all ours

@@ -228,7 +228,7 @@ class Directory:
 
 
 def apply(steps: list[Step]) -> None:
-    """All of `steps`, or none: when one fails it is undone, and those before it, the last first."""
+    """All of `changes`, or none: when one fails it is undone, and those before it, the last first."""
     begun: list[Step] = []
     try:
         for step in steps:

@@ -1,7 +1,7 @@
 """`agentshim install ENGINE` and `agentshim uninstall ENGINE`: the engine's own file, edited so that it can be undone.
 
-Belongs here: the command line, and what an install is made of. Next door: `uninstall`; `engine_sites` (which file),
-`engines` (where in it), `registration` (what is written), `engine_files` (how), `engine_calls` (what runs).
+Belongs here: the command line, and what an install is made of. Next door: `uninstall`; `sites` (which file),
+`engines` (where in it), `registration` (what is written), `changes` (how), `calls` (what runs).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import sys
 
 from shim import hostpaths, policy
 from shim.cold import compile as cold
-from shim.cold import engine_calls, engine_files, engine_sites, registration, toml_text, uninstall
-from shim.cold.engine_files import Content, Directory, File, Link, Step
-from shim.cold.engines import ENGINES, NAME, Engine
+from shim.cold.install import calls, changes, registration, sites, toml_text, uninstall
+from shim.cold.install.changes import Content, Directory, File, Link, Step
+from shim.cold.install.engines import ENGINES, NAME, Engine
 from shim.errors import HostError, Refused
 
 
@@ -28,19 +28,19 @@ def main(verb: str, argv: list[str], execfn: str, etc: str = policy.ETC, var: st
     steps, told, path = (
         plan(engine, args, execfn, policy.config(etc, var)) if installs else uninstall.plan(engine, args)
     )
-    doc = engine.syntax.parse(engine_files.read(path).text, path)
-    what = engine_calls.reloader(engine, doc, path) if args.reload and steps else None
+    doc = engine.syntax.parse(changes.read(path).text, path)
+    what = calls.reloader(engine, doc, path) if args.reload and steps else None
     if args.dry_run:
         sys.stdout.writelines(line for step in steps for line in step.describe())
     else:
-        engine_files.apply(steps)
+        changes.apply(steps)
     if not args.dry_run or not steps:
         print("\n".join(told))
     if steps and args.reload and not args.dry_run:
-        engine_calls.reload(what)
+        calls.reload(what)
         print(f"reloaded: {engine.name}")
     elif steps:
-        print(f"reload: {engine_calls.how(engine, doc)}")
+        print(f"reload: {calls.how(engine, doc)}")
     return 0
 
 
@@ -73,20 +73,20 @@ def plan(
         _check_policy(name, config)
     linked = {f"{policy.PREFIX}{name}": f"{directory}/{policy.PREFIX}{name}" for name in args.policy}
     names = {NAME: launcher, **linked}
-    site = engine_sites.choose(engine, args.config)
+    site = sites.choose(engine, args.config)
     file, default = site.file, args.set_as_default
     if engine.name == "docker":
         doc = engine.syntax.parse(file.text, file.path)
-        engine_calls.check_flags(doc, file.path, bool(args.config), default)
+        calls.check_flags(doc, file.path, bool(args.config), default)
     text = registration.register(engine, file.text, names, default, file.path, site.around)
     if default:
-        engine_sites.check_default(engine, site)
+        sites.check_default(engine, site)
     steps: list[Step] = [link for path in linked.values() if (link := _link(path, launcher))]
     steps += [*_chosen_by_link(args.policy, config), *_edit(engine, file, text)]
     said = f"{', '.join(names)}" + (f"; default runtime: {NAME}" if default else "")
     told = [f"{file.path}: {said}" if text != file.text else f"{file.path}: nothing to change: {said}"]
     if text != file.text and file.status is not None:
-        told.append(f"as it was before: {engine_files.backup_of(file.path)}")
+        told.append(f"as it was before: {changes.backup_of(file.path)}")
     return steps, told, file.path
 
 
@@ -121,7 +121,7 @@ def _chosen_by_link(wanted: list[str], config: policy.Config) -> list[Step]:
     missing = [one for one in dict.fromkeys(wanted) if one not in config.names]
     if not missing:
         return []
-    file = engine_files.read(config.etc + "/config.toml")
+    file = changes.read(config.etc + "/config.toml")
     text = toml_text.put(file.text, ("names",), [*config.names, *missing], file.path)
     return [*_directory(file.path), Content(file.path, file.data if file.status else None, file.encoded(text))]
 
@@ -135,7 +135,7 @@ def _edit(engine: Engine, file: File, text: str) -> list[Step]:
         return [*_directory(file.path), Content(file.path, None, (head + text).encode())]
     steps: list[Step] = []
     if not registration.ours(engine, engine.syntax.parse(file.text, file.path), file.path):
-        old = engine_files.read(engine_files.backup_of(file.path))
+        old = changes.read(changes.backup_of(file.path))
         steps.append(Content(old.path, old.data if old.status else None, file.data, like=file.path, shown=False))
     return [*steps, Content(file.path, file.data, file.encoded(text))]
 

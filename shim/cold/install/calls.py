@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shim import state
-from shim.cold.engines import ENGINES, Doc, Engine
+from shim.cold.install.engines import ENGINES, Doc, Engine
 from shim.errors import HostError, Refused, ShimError
 
 PIDFILE = "/var/run/docker.pid"

@@ -9,17 +9,17 @@ import argparse
 from typing import Any
 
 from shim import policy
-from shim.cold import engine_calls, engine_files, engine_sites, registration
-from shim.cold.engine_files import Content, File, Step
-from shim.cold.engines import NAME, Doc, Engine
-from shim.cold.toml_text import get
+from shim.cold.install import calls, changes, registration, sites
+from shim.cold.install.changes import Content, File, Step
+from shim.cold.install.engines import NAME, Doc, Engine
+from shim.cold.install.toml_text import get
 from shim.errors import Refused
 
 
 def plan(engine: Engine, args: argparse.Namespace) -> tuple[list[Step], list[str], str]:
     """(steps, lines for the person, the file changed first). Refused while containers run by us, without --force."""
     wanted = [policy.PREFIX + one for one in args.policy]
-    read = engine_sites.files(engine, args.config)
+    read = sites.files(engine, args.config)
     files = {file.path: gone for file in read if (gone := _ours(engine, file, wanted))}
     if not files:
         return [], [f"{read[0].path}: nothing of {NAME} in it"], read[0].path
@@ -27,7 +27,7 @@ def plan(engine: Engine, args: argparse.Namespace) -> tuple[list[Step], list[str
     steps: list[Step] = []
     told: list[str] = []
     for path, gone in files.items():
-        steps += _taken_out(engine, engine_files.read(path), gone, told)
+        steps += _taken_out(engine, changes.read(path), gone, told)
     return steps, told, next(iter(files))
 
 
@@ -38,7 +38,7 @@ def _ours(engine: Engine, file: File, wanted: list[str]) -> list[str]:
 
 def _check_running(engine: Engine, args: argparse.Namespace) -> None:
     """An engine that no longer knows a container's runtime cannot start it again, and podman not even stop it."""
-    using = [one for one in engine_calls.running(engine) if not args.policy or one["policy"] in args.policy]
+    using = [one for one in calls.running(engine) if not args.policy or one["policy"] in args.policy]
     if using and not args.force:
         shown = ", ".join(str(one["id"])[:12] for one in using[:5]) + (" …" if using[5:] else "")
         todo = f"stop and remove them first ({shown}), or add --force"
@@ -46,7 +46,7 @@ def _check_running(engine: Engine, args: argparse.Namespace) -> None:
 
 
 def _taken_out(engine: Engine, file: File, gone: list[str], told: list[str]) -> list[Step]:
-    backup = engine_files.read(engine_files.backup_of(file.path))
+    backup = changes.read(changes.backup_of(file.path))
     before: Doc | None = engine.syntax.parse(backup.text, backup.path) if backup.status else None
     was = engine.syntax.parse(file.text, file.path)
     text = registration.unregister(engine, file.text, gone, file.path, before)
@@ -86,7 +86,7 @@ def _lasting(engine: Engine, text: str, was: Doc, gone: list[str], file: File, t
     """`text`, with what a dockerd that runs must read to forget us: a reload leaves as it is whatever the file does not
     name (moby daemon/reload_unix.go), and a restart may end containers.
     """
-    if engine.name != "docker" or not engine_calls.dockerd(was)[0]:
+    if engine.name != "docker" or not calls.dockerd(was)[0]:
         return text
     doc = engine.syntax.parse(text, file.path)
     left: Doc = {} if "runtimes" in doc else {"runtimes": {}}

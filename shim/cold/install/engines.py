@@ -1,7 +1,7 @@
 """What Docker, containerd, podman and CRI-O call a runtime, and in which file of theirs.
 
 Belongs here: the engines as values, each a set of questions that its own document answers. Next door: `registration`
-adds and takes out, `engine_files` reads and writes, `engine_calls` finds what runs.
+adds and takes out, `changes` reads and writes, `calls` finds what runs.
 Sources: dockerd(8) and daemon.json; containerd docs/man/containerd-config.toml.5.md, and its merging of imports (by
 plugin until 1.7, by key since 2.0: containerd#5837, #9982); containers.conf(5); crio.conf(5), crio.conf.d(5).
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from shim.cold import json_text, toml_text
-from shim.cold.toml_text import Path, get
+from shim.cold.install import json_text, toml_text
+from shim.cold.install.toml_text import Path, get
 from shim.errors import Invalid, Refused
 
 NAME = "agentshim"

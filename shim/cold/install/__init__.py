@@ -1,0 +1,4 @@
+"""`agentshim install` and `uninstall`: our entry in an engine's own file.
+
+Next door: `doctor` reads the same files without changing them.
+"""

@@ -13,6 +13,10 @@ All names and numbers follow from the container's address: nothing is asked back
     another hardware address than its own is dropped (locked: Linux 5.16; before it `host` alone does so).
     No route to the bridge's other ports: all goes by the gateway, where it is refused at once instead of after 3 s.
     IPv6 gets no address at either end.
+
+`on_lan` is another way to a network: an interface of the container's own on a card of the host's (macvlan), made in
+place as well. There is no bridge, and no packet of it passes the host's tables. In mode private the kernel carries
+nothing to siblings or to the host. Whoever is on that LAN is found by ARP.
 """
 
 from __future__ import annotations
@@ -36,9 +40,10 @@ INET, BRIDGE, INET6 = 2, 7, 10  # address families
 UP = 1
 
 # if_link.h
-HARDWARE, NAME, MASTER, LINKINFO, AF_SPEC, NET_NS_FD = 1, 3, 10, 18, 26, 28
+HARDWARE, NAME, LINK, MASTER, LINKINFO, AF_SPEC, NET_NS_FD = 1, 3, 5, 10, 18, 26, 28
 KIND, DATA, SLAVE_KIND, SLAVE_DATA = 1, 2, 4, 5
 VETH_PEER = 1
+MACVLAN_MODE, PRIVATE = 1, 1
 ADDR_GEN_MODE, NONE = 8, 1
 
 # What a port of the bridge does
@@ -112,6 +117,18 @@ def steps(port: Port, six: bool = True) -> tuple[Step, ...]:
     )
 
 
+def on_lan(port: Port, six: bool = True) -> tuple[Step, ...]:
+    """The same on a LAN: `port.bridge` is the number of the host's card, `gateway` and `prefix` are the LAN's."""
+    here = ".".join(map(str, port.address))
+    words = f"lo and {INSIDE} up, {here}/{port.prefix}, routes"
+    return (
+        # Undone by the step behind it, from where the interface is.
+        _step(HOST | ONLY_EMPTY | KEEP, [_macvlan(port)], f"macvlan {INSIDE} on interface {port.bridge}, private"),
+        _step(CONTAINER | ONLY_EMPTY, [_up(1)], "lo up", _removed(INSIDE)),
+        _step(CONTAINER | ONLY_EMPTY, _inside_lan(port, six), words),
+    )
+
+
 def _step(room: int, messages: list[bytes], words: str, undo: bytes = b"") -> Step:
     """Every message wants an answer."""
     return Step(room, ROUTE, b"".join(messages), undo, len(messages), words)
@@ -136,9 +153,26 @@ def _pair(port: Port) -> bytes:
     return message(NEWLINK, ACK | CREATE | EXCL, body)
 
 
+def _macvlan(port: Port) -> bytes:
+    """The interface inside, by way of the host's card; ENODEV where that is gone."""
+    body = (
+        _LINK.pack(0, 0, ETH, 0, 0)
+        + text(NAME, INSIDE)
+        + attribute(HARDWARE, mac(port.address))
+        + attribute(LINK, _U32.pack(port.bridge))
+        + attribute(NET_NS_FD, _U32.pack(NETNS))
+        + nested(LINKINFO, text(KIND, "macvlan"), nested(DATA, attribute(MACVLAN_MODE, _U32.pack(PRIVATE))))
+    )
+    return message(NEWLINK, ACK | CREATE | EXCL, body)
+
+
 def _delete(address: bytes) -> bytes:
     """The host's end, and with it the other: right where a create fails, 32 ms each."""
-    return message(DELLINK, ACK, _LINK.pack(0, 0, 0, 0, 0) + text(NAME, host_end(address)))
+    return _removed(host_end(address))
+
+
+def _removed(name: str) -> bytes:
+    return message(DELLINK, ACK, _LINK.pack(0, 0, 0, 0, 0) + text(NAME, name))
 
 
 def _link(index: int, *attributes: bytes) -> bytes:
@@ -181,6 +215,19 @@ def _inside(port: Port, six: bool) -> list[bytes]:
         _up(ETH),
         _neighbour(NEWNEIGH, ETH, port.gateway, EXCL),
         _route(32, ON_LINK, attribute(1, port.gateway)),
+        _route(0, EVERYWHERE, attribute(5, port.gateway)),
+    ]
+
+
+def _inside_lan(port: Port, six: bool) -> list[bytes]:
+    """Whoever is on the LAN is reached directly; all others by the gateway."""
+    bits = 32 - port.prefix
+    net = (int.from_bytes(port.address, "big") >> bits << bits).to_bytes(4, "big")
+    return [
+        *([_link(ETH, _no_ipv6(six))] if six else []),
+        _own(port),
+        _up(ETH),
+        _route(port.prefix, ON_LINK, attribute(1, net)),
         _route(0, EVERYWHERE, attribute(5, port.gateway)),
     ]
 

@@ -1,4 +1,4 @@
-"""What Docker asks of a container's network: it says so in its own files beside the container's, and nowhere in the spec.
+"""What Docker asks of a container's network: it says so in its own files, beside the container's, not in the spec.
 
 Belongs here: Docker's files, read-only, root's alone; none of it grants anything. Next door: `verbs.lock` decides. Of
 other engines nothing is known here: podman and containerd tell a runtime neither ports nor networks.
@@ -57,21 +57,28 @@ def asked(spec: Spec, sources: dict[str, Source], container: str) -> Asked | Non
 
 
 def siblings(asked: Asked, wanted: set[str]) -> dict[str, list[str]]:
-    """Name -> addresses, on the network that this container joins, of the running containers that answer to it there:
-    by the container's name, its compose service or an alias. Names that nobody answers to are left out.
+    """Name -> addresses, on the networks that this container joins, of the running containers that answer to it there:
+    by the container's name or an alias, which compose gives to services. Names that nobody answers to are left out.
+    Labels name nobody: an image brings its own.
     """
     found: dict[str, list[str]] = {}
     parent, own = hostpaths.split(asked.directory)
+    mine = _networks(_read(asked.directory, "config.v2.json"))
     for other in sorted(posix.listdir(parent))[:MOST_NEIGHBOURS]:
         told = _read(f"{parent}/{other}", "config.v2.json") if other != own else None
-        joined = at(told or {}, f"NetworkSettings.Networks.{asked.mode}", None)
-        if told is None or not joined or not at(told, "State.Running", False) or not joined.get("IPAddress"):
+        if told is None or not at(told, "State.Running", False):
             continue
-        labels = at(told, "Config.Labels", {})
-        names = {str(told.get("Name", "")).lstrip("/"), str(labels.get("com.docker.compose.service", ""))}
-        for name in (names | set(joined.get("Aliases") or ())) & wanted:
-            found.setdefault(name, []).append(str(joined["IPAddress"]))
+        for network, joined in _networks(told).items():
+            names = {str(told.get("Name", "")).lstrip("/"), *(joined.get("Aliases") or ())}
+            for name in names & wanted if network in mine and joined.get("IPAddress") else ():
+                found.setdefault(name, []).append(str(joined["IPAddress"]))
     return found
+
+
+def _networks(told: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Name of a network -> a container's place in it: several where compose names several."""
+    every: dict[str, dict[str, Any]] = at(told or {}, "NetworkSettings.Networks", {})
+    return {name: joined or {} for name, joined in every.items()}
 
 
 def _directory(spec: Spec, sources: dict[str, Source], container: str) -> str:

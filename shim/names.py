@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shim.lattice import Spec
 
 SECONDS = 10  # for all names of a container; the resolver's own patience is 5 a server
-PLACE = "/etc/hosts"
+PLACE, RESOLVERS = "/etc/hosts", "/etc/resolv.conf"
 MOST_BYTES = 1 << 16  # a pipe holds as much: the child never waits for us
 MARK = b"# agentshim: the peers that its policy names\n"
 LOCAL = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
@@ -58,15 +58,38 @@ def hosts(spec: Spec, sources: dict[str, Any], pins: dict[str, list[str]]) -> by
     `sources`: what each source of a mount is, as it was classified: of what is not an engine's, or could be exchanged
     by others since, nothing is read.
     """
-    before = LOCAL
-    for mount in spec.get("mounts") or ():
-        source = sources.get(mount.get("source") or "")
-        if mounts.destination_of(mount) == PLACE and source and source.kind == "engine" and source.steady:
-            folder, name = hostpaths.split(source.real)
-            data = bundle.Directory(folder, shared=True).read(name)[0]
-            before = data if len(data) <= MOST_BYTES else LOCAL
+    told = _engines(spec, sources, PLACE)
+    before = told if told is not None and len(told) <= MOST_BYTES else LOCAL
     lines = "".join(f"{address}\t{name}\n" for name, addresses in pins.items() for address in addresses)
     return before.partition(MARK)[0].rstrip(b"\n") + b"\n" + MARK + lines.encode()
+
+
+def servers(spec: Spec, sources: dict[str, Any], own: list[tuple[int, int]]) -> list[str]:
+    """Name servers that the engine tells the container of and that are the host's `own` addresses: podman's, which
+    answers on its bridge. No other of that file is believed: it is lent writable, and may be kept over a restart.
+    """
+    told = _engines(spec, sources, RESOLVERS) or b""
+    lines = [line.split() for line in told.decode("ascii", "replace").split("\n")]
+    named = [line[1] for line in lines if line[:1] == ["nameserver"] and len(line) == 2]
+    return [one for one in named if _is_of(one, own)]
+
+
+def _is_of(text: str, own: list[tuple[int, int]]) -> bool:
+    try:
+        return "/" not in text and network.block(text)[:2] in own
+    except (OSError, ValueError):
+        return False
+
+
+def _engines(spec: Spec, sources: dict[str, Any], place: str) -> bytes | None:
+    """The file that the engine mounts at `place`; None where there is none, or it is not the engine's alone."""
+    found = None
+    for mount in spec.get("mounts") or ():
+        source = sources.get(mount.get("source") or "")
+        if mounts.destination_of(mount) == place and source and source.kind == "engine" and source.steady:
+            folder, name = hostpaths.split(source.real)
+            found = bundle.Directory(folder, shared=True).read(name)[0]
+    return found
 
 
 def _asked(wanted: list[str]) -> dict[str, list[str]]:

@@ -264,13 +264,11 @@ def _sweep(directory: bundle.Directory, kept: str) -> None:
     for name in (names[start:] + names[:start])[:SWEEP]:
         try:
             record = _load(directory, name)
-            if record is not None and _in_use(record["root"], record["id"], record):
-                continue
+            lives = record is not None and _in_use(record["root"], record["id"], record)
         except HostError:
-            continue  # whether it lives is not known
-        else:
-            for suffix in (RECORD, ASKED, LOCK, HOSTS, LEASES):
-                _unlink(directory, name + suffix)
+            lives = True  # for all that we know
+        for suffix in () if lives else (RECORD, ASKED, LOCK, HOSTS, LEASES):
+            _unlink(directory, name + suffix)
     _tidy(directory, kept)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from conformance import columns
-from conformance.columns import COLUMNS, Column
+from conformance.columns import COLUMNS, Column, path_of
 from conformance.engines import conftest, containerd, dockerd
 from conformance.engines.containerd import Containerd
 from conformance.engines.dockerd import Docker
@@ -37,9 +37,11 @@ POLICIES = {
     "less": 'mode = "auto"\noutbound = ["udp:203.0.113.5:8080"]\n',
     "pub": 'mode = "auto"\npublish = ["127.0.0.1:18080:8080/tcp", "127.0.0.1:18081:8081/tcp"]\n',
     "kin": 'mode = "auto"\noutbound = ["tcp:db:5432"]\n',
+    "ask": 'mode = "auto"\ndns = "engine"\n',
 }
 RUNC, AGENT, DEV = COLUMNS[0], COLUMNS[1], COLUMNS[2]
-CELL, ISO, LAB, LESS, PUB, KIN = (Column(name, f"agentshim-{name}") for name in POLICIES)
+CELL, ISO, LAB, LESS, PUB, KIN, ASK = (Column(name, f"agentshim-{name}") for name in POLICIES)
+REMAPPED = "ascmodes"
 SECONDS = 4.0  # for a dozen connects that are refused; one that is dropped alone would take as long
 SERVE = "for p in 8080 8081 9000; do while :; do echo served | nc -l -p $p; done & done; wait"
 FORBIDDEN = (
@@ -74,11 +76,14 @@ def world(the_room: Room) -> Iterator[World]:
     conftest.needs("nft", "ip", "iptables", "runc")
     furnish(the_room)
     the_room.run(["rm", "-rf", "/run/agentshim/net"])
+    the_room.run(["sh", "-c", f"cp /etc/resolv.conf /etc/resolv.kept; echo nameserver {OTHER} > /etc/resolv.conf"])
     one = World(the_room, f"n{the_room.base.name[-6:]}")
+    one.serve(one.outside, 53)
     try:
         yield one
     finally:
         one.end()
+        the_room.run(["mv", "/etc/resolv.kept", "/etc/resolv.conf"])
         the_room.run(["rm", "-rf", "/run/agentshim/net"])
         columns.configure(the_room)
 
@@ -126,7 +131,7 @@ def ctr(world: World, archive: Archive) -> Iterator[Containerd]:
 
 def cni(name: str, bridge: str, subnet: str, home: Path) -> dict[str, Any]:
     """A bridge that leads out, with ports, and accepted where dockerd drops."""
-    ipam = {"type": "host-local", "dataDir": f"{home}/ipam", "ranges": [[{"subnet": subnet}]]}
+    ipam: dict[str, Any] = {"type": "host-local", "dataDir": f"{home}/ipam", "ranges": [[{"subnet": subnet}]]}
     ipam["routes"] = [{"dst": "0.0.0.0/0"}]
     plugin = {"type": "bridge", "bridge": bridge, "isGateway": True, "ipMasq": True, "ipam": ipam}
     more = [{"type": "portmap", "capabilities": {"portMappings": True}}, {"type": "firewall"}]
@@ -146,6 +151,7 @@ def like(request: pytest.FixtureRequest) -> DockerLike:
     return found
 
 
+POD = "pod:"
 CTRS = {"none": (), "host": ("--net-host",), "bridge": ("--cni",)}
 
 
@@ -155,7 +161,8 @@ def words(engine: Engine, column: Column, network: str, *more: str) -> list[str]
         flags = ("--detach", *CTRS[network], *more)
         return engine.words(column, engine.fresh(), "sh", "-c", SERVE, flags=flags)
     assert isinstance(engine, DockerLike)
-    return engine.words("run", column, "-d", "--network", network, *more, engine.image(BUSYBOX), "sh", "-c", SERVE)
+    where = ("--pod", network[len(POD) :]) if network.startswith(POD) else ("--network", network)
+    return engine.words("run", column, "-d", *where, *more, engine.image(BUSYBOX), "sh", "-c", SERVE)
 
 
 @contextmanager
@@ -199,6 +206,11 @@ def gateway(engine: Engine, name: str) -> str:
 
 def address(engine: Engine, name: str) -> str:
     return sh(engine, name, "ip -4 -o address show dev eth0 | sed 's/.*inet \\([0-9.]*\\).*/\\1/'").out.strip()
+
+
+def on(docker: Docker, name: str, network: str) -> str:
+    """A container's address on one of Docker's networks."""
+    return str(json.loads(docker.must("inspect", name))[0]["NetworkSettings"]["Networks"][network]["IPAddress"])
 
 
 def leased(room: Room, policy: str = "cell") -> list[str]:
@@ -264,22 +276,30 @@ def test_the_hosts_network_is_never_lent(engine: Engine, world: World) -> None:
     gone(world)
 
 
+def test_an_engines_containers_and_ours_do_not_meet(like: DockerLike) -> None:
+    with running(like, RUNC, "bridge") as plain, running(like, CELL, "none") as name:
+        here, there = address(like, name), address(like, plain)
+        assert reached(like, plain, (here, 8080), (GRANTED, 8081)) == [(GRANTED, 8081)]
+        assert reached(like, name, (there, 8080), (here, 8080)) == [(here, 8080)]
+
+
 def test_an_engines_network_is_not_isolated(like: DockerLike) -> None:
     said = refused(like, ISO, "bridge")
     assert "start it with --network none" in said
-    with running(like, ISO, "none") as name:
-        assert reached(like, name, (GRANTED, 8080), (GRANTED, 8081)) == [(GRANTED, 8080)]
+    for network in ("none", "host"):
+        with running(like, ISO, network) as name:
+            assert reached(like, name, (GRANTED, 8080), (GRANTED, 8081)) == [(GRANTED, 8080)]
 
 
 def test_a_network_that_is_attached_later_is_filtered(docker: Docker) -> None:
     docker.must("network", "create", "later")
     try:
         with running(docker, RUNC, "later") as plain, running(docker, CELL, "bridge") as name:
-            there = json.loads(docker.must("inspect", plain))[0]["NetworkSettings"]["Networks"]["later"]["IPAddress"]
+            there = on(docker, plain, "later")
             docker.must("network", "connect", "later", name)
             assert interfaces(docker, name) == ["eth0", "eth1"]
             assert reached(docker, name, (GRANTED, 8080), (there, 8080), (there, 8081)) == [(GRANTED, 8080)]
-            here = json.loads(docker.must("inspect", name))[0]["NetworkSettings"]["Networks"]["later"]["IPAddress"]
+            here = on(docker, name, "later")
             assert reached(docker, plain, (here, 8080), (here, 8081)) == [(here, 8080)]
     finally:
         docker.do("network", "rm", "later")
@@ -290,13 +310,41 @@ def test_docker_may_attach_to_a_network_of_ours(docker: Docker, world: World) ->
     docker.must("network", "create", "later")
     try:
         with running(docker, RUNC, "later") as plain, running(docker, CELL, "none") as name:
-            there = json.loads(docker.must("inspect", plain))[0]["NetworkSettings"]["Networks"]["later"]["IPAddress"]
+            there = on(docker, plain, "later")
             docker.must("network", "disconnect", "none", name)
             docker.do("network", "connect", "later", name)
             assert reached(docker, name, (GRANTED, 8080), (there, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
     finally:
         docker.do("network", "rm", "later")
     gone(world)
+
+
+def test_what_is_attached_behind_our_back_finds_no_room(ctr: Containerd, world: World) -> None:
+    """`ctr run --cni` attaches after create and says so nowhere: ours is there by then. Such wants mode confine."""
+    asked = words(ctr, CELL, "bridge")
+    told = ctr.do(*asked)
+    assert told.code != 0 and "already exists" in told.err, str(told)
+    ctr.remove(asked[asked.index("sh") - 1])
+    gone(world)
+
+
+def test_root_of_a_container_that_is_nobody_outside(world: World, archive: Archive) -> None:
+    """userns-remap: the network belongs to another user's namespace."""
+    conftest.needs("dockerd", "docker", "containerd", "useradd")
+    assert world.room.run(["useradd", "--no-create-home", REMAPPED]).code == 0
+    home = world.room.base / "u"
+    home.mkdir(mode=0o711)
+    runtimes = {CELL.executable: {"path": path_of(CELL, world.room)}}
+    how = {"userns-remap": f"{REMAPPED}:{REMAPPED}", "bridge": "none", "runtimes": runtimes}
+    engine = Docker(Inside(world), home, archive, how)
+    engine.start()
+    try:
+        with running(engine, CELL, "none") as name:
+            assert reached(engine, name, (GRANTED, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
+        gone(world)
+    finally:
+        engine.remove_all()
+        engine.stop()
 
 
 # Ports
@@ -314,6 +362,8 @@ def test_a_port_that_the_policy_shuts_is_refused(docker: Docker) -> None:
     assert "8081/tcp" in said
     said = refused(docker, CELL, "bridge", "-p", "28081:8080/udp")
     assert "8080/udp" in said
+    with running(docker, AGENT, "host", "-p", "28081:8081") as name:  # Docker itself ignores it
+        assert interfaces(docker, name) == []
     with running(docker, CELL, "bridge", "-P", "--expose", "8080") as name:
         assert reached(docker, name, (GRANTED, 8080)) == [(GRANTED, 8080)]
 
@@ -353,55 +403,131 @@ def test_an_annotation_picks_among_ports(podman: Podman, world: World) -> None:
 
 
 COMPOSE = """version: "2.4"
-networks: {{ apps: {{}} }}
+networks: {{ a.front: {{}}, back: {{}} }}
 x-all: &all
   image: {image}
-  networks: [apps]
+  networks: [back]
   command: [sh, -c, "{serve}"]
 services:
   db: {{ <<: *all }}
   cache: {{ <<: *all }}
-  client: {{ <<: *all, runtime: agentshim-kin, depends_on: [db] }}
+  client: {{ <<: *all, networks: [a.front, back], runtime: agentshim-kin, depends_on: [db] }}
 """
 
 
-def test_a_sibling_of_a_project_is_reached_by_name(docker: Docker, world: World) -> None:
+class Project:
+    """A compose project with two networks: `db` and `cache` listen at 5432 and 5433, `client` may ask db:5432."""
+
+    def __init__(self, docker: Docker, home: Path) -> None:
+        home.mkdir()
+        self.docker = docker
+        self.file = home / "compose.yaml"
+        serve = SERVE.replace("8080 8081 9000", "5432 5433").replace("$", "$$")
+        self.file.write_text(COMPOSE.format(image=docker.image(BUSYBOX), serve=serve))
+
+    def do(self, *args: str) -> Result:
+        env = {"DOCKER_HOST": f"unix://{self.docker.socket}"}
+        argv = [tool("docker-compose"), "--ansi", "never", "-f", str(self.file), *args]
+        return self.docker.room.run(argv, env=env)
+
+    def must(self, *args: str) -> str:
+        told = self.do(*args)
+        assert told.code == 0, str(told)
+        return told.out.strip()
+
+    def id(self, service: str) -> str:
+        return self.must("ps", "-q", service)
+
+
+@pytest.fixture
+def project(docker: Docker, world: World) -> Iterator[Project]:
     conftest.needs("docker-compose")
-    file = world.room.base / "project" / "compose.yaml"
-    file.parent.mkdir()
-    serve = SERVE.replace("8080 8081 9000", "5432 5433").replace("$", "$$")
-    file.write_text(COMPOSE.format(image=docker.image(BUSYBOX), serve=serve))
+    one = Project(docker, world.room.base / "project")
+    yield one
+    one.do("down", "--timeout", "0")
 
-    def compose(*args: str) -> Result:
-        env = {"DOCKER_HOST": f"unix://{docker.socket}"}
-        return docker.room.run([tool("docker-compose"), "--ansi", "never", "-f", str(file), *args], env=env)
 
-    def id_of(service: str) -> str:
-        return compose("ps", "-q", service).out.strip()
+def test_a_sibling_of_a_project_is_reached_by_name(docker: Docker, project: Project) -> None:
+    project.must("up", "-d", "--timeout", "0")
+    name = project.id("client")
+    wait_for(lambda: reached(docker, name, ("db", 5432)), 5, "db")
+    db, cache = (on(docker, project.id(one), "project_back") for one in ("db", "cache"))
+    assert f"{db}\tdb" in sh(docker, name, "cat /etc/hosts").out
+    every = [(one, port) for one in ("db", cache) for port in (5432, 5433)]
+    assert reached(docker, name, *every, *FORBIDDEN) == [("db", 5432)]
+    assert sh(docker, name, "nslookup cache 127.0.0.11").code != 0
+    project.must("stop", "--timeout", "0", "db")
+    again = project.do("up", "-d", "--no-deps", "--force-recreate", "--timeout", "0", "client")
+    assert again.code != 0
+    assert "network: outbound db: asked no address" in again.err and "start that service first" in again.err
+    project.must("up", "-d", "--timeout", "0")
+    assert reached(docker, project.id("client"), ("db", 5432)) == [("db", 5432)]
 
+
+def test_a_label_makes_nobody_a_sibling(docker: Docker) -> None:
+    """An image brings its own labels: it would be let in for another."""
+    docker.must("network", "create", "kin")
+    label = "com.docker.compose.service=db"
     try:
-        up = compose("up", "-d", "--timeout", "0")
-        assert up.code == 0, str(up)
-        client, cache, db = (
-            docker.must("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", id_of(one))
-            for one in ("client", "cache", "db")
-        )
-        name = id_of("client")
-        wait_for(lambda: reached(docker, name, ("db", 5432)), 5, "db")
-        assert reached(docker, name, ("db", 5432), ("db", 5433), (cache, 5432), (client, 5433)) == [
-            ("db", 5432),
-            (client, 5433),
-        ]
-        assert f"{db}\tdb" in sh(docker, name, "cat /etc/hosts").out
-        assert sh(docker, name, "nslookup cache 127.0.0.11").code != 0
-        compose("stop", "--timeout", "0", "db")
-        again = compose("up", "-d", "--no-deps", "--force-recreate", "--timeout", "0", "client")
-        assert again.code != 0
-        assert "start that service first" in again.err, str(again)
-        assert compose("up", "-d", "--timeout", "0").code == 0
-        assert reached(docker, id_of("client"), ("db", 5432)) == [("db", 5432)]
+        with running(docker, RUNC, "kin", "--label", label):
+            assert "start that service first" in refused(docker, KIN, "kin")
+            docker.must(
+                *docker.words(
+                    "run", RUNC, "-d", "--network", "bridge", "--name", "db", docker.image(BUSYBOX), "sleep", "99"
+                )
+            )
+            assert "start that service first" in refused(docker, KIN, "kin"), "on another network"
+            docker.must("network", "connect", "kin", "db")
+            with running(docker, KIN, docker.must("network", "inspect", "--format", "{{.Id}}", "kin")) as name:
+                assert f"{on(docker, 'db', 'kin')}\tdb" in sh(docker, name, "cat /etc/hosts").out
     finally:
-        compose("down", "--timeout", "0")
+        docker.remove("db")
+        docker.do("network", "rm", "kin")
+
+
+def test_the_engines_resolver_is_asked_where_policy_says_so(docker: Docker) -> None:
+    docker.must("network", "create", "kin")
+    try:
+        with running(docker, RUNC, "kin", "--network-alias", "db") as plain, running(docker, ASK, "kin") as name:
+            assert on(docker, plain, "kin") in sh(docker, name, "nslookup db 127.0.0.11").out
+            assert reached(docker, name, ("db", 8080), *FORBIDDEN[:-1]) == []
+    finally:
+        docker.do("network", "rm", "kin")
+
+
+def test_podmans_resolver_is_asked_where_policy_says_so(world: World, archive: Archive) -> None:
+    """aardvark, on the bridge that netavark made: the host's own address, which podman writes into resolv.conf."""
+    conftest.needs("podman", "conmon")
+    if not all(Path("/usr/lib/podman", one).exists() for one in ("netavark", "aardvark-dns")):
+        pytest.skip("SKIPPED LOUDLY: not installed: netavark, aardvark-dns")
+    home = world.room.base / "v"
+    home.mkdir(mode=0o711)
+    engine = Podman(Inside(world), home, archive)
+    engine.client[engine.client.index("--runroot") + 1] = "/run/containers/storage"  # where an engine's files are known
+    file = home / "containers.conf"
+    file.write_text(file.read_text().replace('"cni"', '"netavark"'))
+    engine.must("network", "create", "kin")
+    try:
+        with running(engine, RUNC, "kin", "--name", "db") as plain, running(engine, ASK, "kin") as name:
+            assert address(engine, plain) in sh(engine, name, "nslookup db").out
+            there = (address(engine, plain), 8080)
+            assert reached(engine, name, (gateway(engine, name), 9000), there, *FORBIDDEN) == []
+            with running(engine, CELL, "kin") as other:
+                begun = time.monotonic()
+                assert sh(engine, other, "nslookup db").code != 0
+                assert time.monotonic() - begun < SECONDS
+    finally:
+        engine.do("rm", "--all", "--force", "--time", "0")
+        engine.do("network", "rm", "kin")
+
+
+@pytest.mark.parametrize("network", ["none", "bridge"])
+def test_the_hosts_name_server_is_the_engines(like: DockerLike, world: World, network: str) -> None:
+    with running(like, ASK, network) as name:
+        if like.name == "docker" or network != "none":  # podman writes no resolv.conf then
+            assert OTHER in sh(like, name, "cat /etc/resolv.conf").out
+        assert reached(like, name, (OTHER, 53), (GRANTED, 53), *FORBIDDEN) == [(OTHER, 53)]
+    gone(world)
 
 
 # Networks that are joined
@@ -422,22 +548,66 @@ def test_a_strangers_network_is_not_joined(like: DockerLike) -> None:
         assert "agentshim did not start" in refused(like, CELL, f"container:{stranger}")
 
 
-def test_a_pod_shares_one_lock(podman: Podman) -> None:
-    infra = ["--infra-image", podman.image(BUSYBOX), "--infra-command", "sleep 1000"]
-    runtime = ["--runtime", str(podman.room.base / "bin" / CELL.executable)]
-    pod = podman.must(*runtime, "pod", "create", *infra)
-    try:
-        with (
-            running(podman, CELL, "bridge", "--pod", pod) as first,
-            running(podman, CELL, "bridge", "--pod", pod) as second,
-        ):
+@pytest.mark.parametrize("network", ["none", "bridge"])
+def test_a_pod_shares_one_lock(podman: Podman, network: str, world: World) -> None:
+    with pod(podman, CELL, network) as of:
+        with running(podman, CELL, of) as first, running(podman, CELL, of) as second:
             for name in (first, second):
                 assert reached(podman, name, (GRANTED, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
+        assert "lets through no more" in refused(podman, LESS, of)
+    gone(world)
+
+
+def test_a_strangers_pod_is_not_joined(podman: Podman) -> None:
+    """podman starts a pod's first container under its default runtime."""
+    with pod(podman, RUNC, "bridge") as of:
+        assert "agentshim did not start" in refused(podman, CELL, of)
+
+
+@contextmanager
+def pod(podman: Podman, column: Column, network: str) -> Iterator[str]:
+    """A pod whose network a container of `column` holds, as `words` wants it."""
+    infra = ("--infra-image", podman.image(BUSYBOX), "--infra-command", "sleep 1000")
+    name = podman.must("--runtime", path_of(column, podman.room), "pod", "create", "--network", network, *infra)
+    try:
+        yield POD + name
     finally:
-        podman.do("pod", "rm", "--force", "--time", "0", pod)
+        podman.do("pod", "rm", "--force", "--time", "0", name)
 
 
 # Lives
+
+
+def test_a_start_that_fails_leaves_nothing(engine: Engine, world: World) -> None:
+    """The network is there by then: the hooks come before the program is looked for."""
+    asked = words(engine, CELL, "none")
+    told = engine.do(*asked[: asked.index("sh")], "/no/such/program")
+    assert told.code != 0, str(told)
+    engine.remove_all()  # type: ignore[attr-defined]
+    gone(world)
+
+
+def test_a_program_that_ends_is_started_again(docker: Docker, world: World) -> None:
+    more = ("--restart", "always", docker.image(BUSYBOX), "sh", "-c", f"echo hi | nc -w 1 {GRANTED} 8080; exit 1")
+    name = docker.must(*docker.words("run", CELL, "-d", "--network", "none", *more))
+    try:
+        wait_for(lambda: int(docker.must("inspect", "--format", "{{.RestartCount}}", name)) > 3, 20, "restarts")
+        assert len(leased(world.room)) <= 1
+        assert set(docker.must("logs", name).split("\n")) == {"echo hi"}
+    finally:
+        docker.remove(name)
+    gone(world)
+
+
+def test_the_end_of_the_first_ends_the_network(docker: Docker, world: World) -> None:
+    """Whoever joined it is cut off: the address is not theirs any more."""
+    with running(docker, CELL, "none") as first, running(docker, CELL, f"container:{first}") as second:
+        docker.remove(first)
+        assert leased(world.room) == world.elements() == []
+        assert sh(docker, second, f"echo hi | nc -w 1 {GRANTED} 8080").out == ""
+        with running(docker, CELL, "none") as third:
+            assert reached(docker, third, (GRANTED, 8080), (address(docker, second), 8080)) == [(GRANTED, 8080)]
+    gone(world)
 
 
 def test_a_restart_takes_an_address_anew(like: DockerLike, world: World) -> None:

@@ -15,8 +15,9 @@ import pytest
 from conformance.engines.images import tool
 from conformance.oci.cli import Runtime
 from conformance.oci.conftest import Maker
-from conformance.oci.test_isolated import GRANTED, OTHER, POLICY, World, asked, config, runtime, shim, started, world
+from conformance.oci.test_isolated import POLICY, asked, config, runtime, shim, started, world
 from conformance.room import Result, Room, wait_for
+from conformance.world import GRANTED, OTHER, World
 
 __all__ = ["runtime", "world"]  # fixtures
 pytestmark = pytest.mark.oci
@@ -192,9 +193,7 @@ def test_what_a_killed_call_left_is_put_right(named: Runtime, world: World, host
 
 
 @pytest.mark.parametrize("harm", ["inside", "host"])
-def test_a_lock_that_is_gone_is_told(
-    named: Runtime, world: World, hosts: Hosts, bundle: Maker, harm: str
-) -> None:
+def test_a_lock_that_is_gone_is_told(named: Runtime, world: World, hosts: Hosts, bundle: Maker, harm: str) -> None:
     """Nothing is opened in the other one."""
     started(named, bundle, "c")
     place = f"/proc/{named.state('c')['pid']}/ns/net" if harm == "inside" else f"/run/netns/{world.host}"
@@ -205,9 +204,7 @@ def test_a_lock_that_is_gone_is_told(
     assert (pinned(world), inside(named, "c")) == left
 
 
-def test_one_lock_where_the_engine_made_the_network(
-    named: Runtime, world: World, hosts: Hosts, bundle: Maker
-) -> None:
+def test_one_lock_where_the_engine_made_the_network(named: Runtime, world: World, hosts: Hosts, bundle: Maker) -> None:
     policy(named, CONFINED.replace("publish", "# publish").replace("host_services", "# host_services"))
     started(named, bundle, "c")
     assert f"tcp . {GRANTED} . 8080" in inside(named, "c")

@@ -148,7 +148,7 @@ def sentence(record: dict[str, Any]) -> str:
     say = {key: printable(value) for key, value in record.items()}
     action = say.get("event.action", "?")
     outcome = {"success": " granted", "failure": " refused"}.get(say.get("event.outcome", ""), " ?")
-    words = [f"{say['@timestamp']} {action}{'' if action.startswith('lease_') else outcome}", _who(say)]
+    words = [f"{say['@timestamp']} {action}{'' if action.startswith(('lease_', 'pin_')) else outcome}", _who(say)]
     if "rule.ruleset" in say:
         mode = say.get("agentshim.mode", "enforce")
         words.append(

@@ -183,7 +183,7 @@ DOORS = (
         calls=INTERNET,
         network=True,
         few=(
-            Few(ROOTS, "network", "sockets are there to be used; in a network of our own, the host's rules are a second"),
+            Few(ROOTS, "network", "sockets are there to be used; in a network of ours the host's rules are the second"),
         ),
     ),
     Door(

@@ -93,7 +93,8 @@ def _word(row: Row) -> str:
 
 def _when(end: int) -> str:
     ago = datetime.timedelta(milliseconds=now() - end)
-    return (datetime.datetime.now(datetime.UTC) - ago).strftime("%Y-%m-%dT%H:%M:%SZ")
+    then = datetime.datetime.now(datetime.UTC) - ago
+    return then.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _without(record: Record, rows: list[Row]) -> list[Row]:

@@ -10,10 +10,12 @@ is in it: an address that comes round brings nothing along.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from hooks import grants, host, host_state, link, lock, netlink, nft, plan, records
@@ -72,9 +74,11 @@ def refresh(record: Record, directory: str = host_state.DIRECTORY) -> list[str]:
 
 def _asked(record: Record) -> Pins:
     """What the names lead to, as at the start."""
+    there = record["network"].get("macvlan")
+    ours = [ipaddress.ip_network(there["addresses"])] if there else []
     section = {
         "names": record["network"]["names"],
-        "public": [str(block) for block in network_source.public()],
+        "public": [str(block) for block in network_source.public(*ours)],
         "siblings": [str(block) for block in network_source.neighbours()],
     }
     engine = None
@@ -280,7 +284,7 @@ def _is_enter(step: plan.Step) -> bool:
 def _done(record: Record, doors: list[Door], members: list[Record], section: Record, held: int) -> None:
     """Locks, /etc/hosts, records: each taken back where a later one fails."""
     turned: list[Door] = []
-    before = record["network"]
+    old = record["network"]["pins"]
     try:
         for door in doors:
             door.turn(door.forward)
@@ -290,9 +294,12 @@ def _done(record: Record, doors: list[Door], members: list[Record], section: Rec
         _tell_container(record, section["pins"])
         _keep(members, section, held)
     except BaseException:
-        for door in reversed(turned):
-            door.turn(door.back)
-        _tell_container(record, before["pins"])
+        for back in (
+            *(partial(door.turn, door.back) for door in reversed(turned)),
+            partial(_tell_container, record, old),
+        ):
+            with suppress(ShimError):  # each, and the first error is the one to show
+                back()
         raise
 
 

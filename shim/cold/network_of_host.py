@@ -15,7 +15,7 @@ from typing import Any
 
 from hooks import host_state, records
 from shim import policy, state
-from shim.cold import leases, net_down, net_refresh, net_up, network_source, policies
+from shim.cold import leases, net_down, net_macvlan, net_refresh, net_up, network_source, policies
 from shim.cold.explain import find
 from shim.dim import network
 from shim.errors import HostError, Invalid, Refused, ShimError, reason
@@ -71,6 +71,8 @@ def _show(options: argparse.Namespace, directory: str) -> int:
         ]
         state = "; ".join(word for word in wrong if word) or "up, rules as loaded"
         print(f"{one['bridge']}  {one['subnet']}  {one['addresses']} containers  {state}")
+    for line in net_macvlan.shown():
+        print(line)
     for record, _ in locked():
         print(f"{record['id'][:12]}  {record['policy']}: {network.words(network.from_policy(_plain(record)))}")
     return 0
@@ -86,6 +88,10 @@ def _up(options: argparse.Namespace, directory: str) -> int:
         todo = f"choose another policy, or set [network] mode in {other.name} to one of these"
         raise Invalid("net", other.name, _mode(other) or "no network", f"a mode of {', '.join(net_up.MODES)}", todo)
     for one in bridged:
+        if lan := one.sections["network"].get("macvlan"):
+            net_macvlan.up(one.name, lan)
+            print(f"{lan['parent']}  {lan['addresses']}  gateway {lan['gateway']}, policy {one.name}, macvlan")
+            continue
         pool = _pool(options.pool or config.network_pool)
         made = net_up.up(one.name, one.sections["network"], one.digest, directory, pool, mark)
         print(f"{made['bridge']}  {made['subnet']}  gateway {made['gateway']}, policy {one.name}")
@@ -141,6 +147,8 @@ def _down(options: argparse.Namespace, directory: str) -> int:
 def _gc(options: argparse.Namespace, directory: str) -> int:
     counts = net_down.gc(directory, mark=int(policy.config().network_mark, 0))
     print(", ".join(f"{count} {name}" for name, count in counts.items()) + " that were nobody's any more: gone")
+    if addresses := net_macvlan.gc():
+        print(f"{addresses} addresses on LANs that were nobody's any more: gone")
     if ended := leases.settle_all():
         print(f"{ended} leases had ended: recorded")
     return 0

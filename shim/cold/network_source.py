@@ -50,6 +50,8 @@ def expand(section: Any, reasoned: set[str]) -> Any:
     for without, idle, todo in IDLE:
         if mode in without and (given := [key for key in idle if section.get(key)]):
             raise Invalid(network.NAME, "mode", f"{mode}, with {', '.join(given)}", "what it can carry", todo)
+    if "macvlan" in section:
+        return _on_lan(section, mode, reasoned)
     if mode == "engine":
         return {"mode": mode}
     out = section.get("outbound", ())
@@ -81,6 +83,48 @@ def expand(section: Any, reasoned: set[str]) -> Any:
         return compiled
     compiled["plan"] = base64.b64encode(plan.encode(lock.steps(compiled))).decode()
     return compiled
+
+
+def _on_lan(section: dict[str, Any], mode: str, reasoned: set[str]) -> dict[str, Any]:
+    """The compiled section of a network on a LAN: other agents there are grantable to nobody, as on a bridge."""
+    if mode != "isolated":
+        raise Invalid(network.NAME, "macvlan", f"mode {mode}", "mode isolated", 'set mode = "isolated"')
+    for key in ("publish", "host_services"):
+        if section.get(key):
+            todo = "reach the container at its own address (inbound), or drop macvlan: the host is not reached by it"
+            raise Invalid(network.NAME, "macvlan", f"{key} beside it", "what a LAN carries", todo)
+    there, pool = _lan(section["macvlan"])
+    compiled: dict[str, Any] = expand({key: value for key, value in section.items() if key != "macvlan"}, reasoned)
+    compiled["outbound"] = [one for grant in compiled["outbound"] for one in _apart(grant, pool)]
+    if "public" in compiled:
+        compiled["public"] = [str(block) for block in public(pool)]
+    compiled.pop("plan", None)  # for another network
+    return {**compiled, "macvlan": there}
+
+
+def _apart(grant: list[Any], pool: ipaddress.IPv4Network) -> list[list[Any]]:
+    """A grant without our own addresses; Invalid where it has no others."""
+    protocol, text, *ports = grant
+    left = _less(ipaddress.ip_network(text), pool)
+    if not left:
+        todo = "grant another peer: containers are not there for each other"
+        raise Invalid(network.NAME, "outbound", f"{protocol}:{text}", f"addresses outside {pool}, ours", todo)
+    return [[protocol, str(part), *ports] for part in left]
+
+
+def _lan(asked: dict[str, Any]) -> tuple[dict[str, Any], ipaddress.IPv4Network]:
+    """What is kept of it, and the block of our addresses; Invalid where they are not of that LAN, or its gateway's."""
+    try:
+        pool, gateway = ipaddress.IPv4Network(asked["addresses"]), ipaddress.IPv4Address(asked["gateway"])
+        lan = ipaddress.IPv4Network(f"{gateway}/{asked['prefix']}", strict=False)
+    except ValueError as error:
+        todo = 'write it like addresses = "192.0.2.64/26", gateway = "192.0.2.1", prefix = 24'
+        raise Invalid(network.NAME, "macvlan", str(error), "IPv4 addresses and a block of them", todo) from None
+    if not pool.subnet_of(lan) or gateway in pool or pool.num_addresses < 4:
+        asked_for = f"addresses {pool}, gateway {gateway}/{asked['prefix']}"
+        todo = "choose a block of the LAN's own that its DHCP server gives to nobody"
+        raise Invalid(network.NAME, "macvlan", asked_for, f"4 addresses of {lan} or more, without the gateway", todo)
+    return {"parent": asked["parent"], "addresses": str(pool), "gateway": str(gateway), "prefix": lan.prefixlen}, pool
 
 
 def neighbours() -> list[Block]:
@@ -132,10 +176,10 @@ def _peers(word: str, reasoned: bool) -> list[list[Any]]:
     return [[protocol, str(block), *_ports(ports, word)]]
 
 
-def public() -> list[Block]:
-    """What is in ANYWHERE and in neither NEVER nor PRIVATE."""
+def public(*ours: Block) -> list[Block]:
+    """What is in ANYWHERE and in neither NEVER nor PRIVATE; nor in `ours`."""
     left = _networks(ANYWHERE)
-    for gone in _networks((*NEVER, *PRIVATE)):
+    for gone in (*_networks((*NEVER, *PRIVATE)), *ours):
         left = [part for one in left for part in _less(one, gone)]
     return left
 

@@ -136,6 +136,11 @@ def _faults(source: Source, kind: str) -> list[ShimError]:
         todo = "it was written for a newer agentshim: upgrade agentshim"
         return [Invalid("policy", source.place("schema"), f"schema {schema}", f"schema {SCHEMA}", todo)]
     out: list[ShimError] = [f for error in _validator(kind).iter_errors(source.data) for f in _explained(source, error)]
+    # nan is no less than a schema's minimum, and no more than its maximum.
+    out += [
+        Invalid("policy", source.place(*path), value, "a finite number", "write a number")
+        for path, value in _endless(source.data, ())
+    ]
     if not out:
         out += [_bad_date(source, path, value) for path, value in _dates(source.data, ()) if _instant(value) is None]
     if kind == "policy" and not out and "expires" in source.data and not _tops(source):
@@ -218,6 +223,14 @@ def _dates(value: Any, path: Path) -> list[tuple[Path, Any]]:
     for key, one in items:
         out += [((*path, key), one)] if key == "expires" and isinstance(one, str) else _dates(one, (*path, key))
     return out
+
+
+def _endless(value: Any, path: Path) -> list[tuple[Path, float]]:
+    """Every nan and infinity in the document."""
+    if isinstance(value, float) and value - value != 0:
+        return [(path, value)]
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, one in items for found in _endless(one, (*path, key))]
 
 
 def _bad_date(source: Source, path: Path, value: str) -> Invalid:

@@ -80,8 +80,9 @@ def from_spec(spec: Spec, facts: Facts) -> Network:
 
 def from_policy(section: Section) -> Network:
     """The section's `outbound`: (protocol, CIDR, first port, last port); `names`: (protocol, name, first port, last
-    port), which lead into `public` or `siblings`; `inbound`: "any" or (protocol, first port, last port), `services` likewise; `dns`,
-    `icmp`. Mode "engine" filters nothing; the others say how the container comes by a network, not what passes.
+    port), which lead into `public` or `siblings`; `inbound`: "any" or (protocol, first port, last port), `services`
+    likewise; `dns`, `icmp`. Mode "engine" filters nothing; the others say how the container comes by a network, not
+    what passes.
     """
     if section is None:
         return BOTTOM

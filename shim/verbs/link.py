@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shim.lattice import Spec
     from shim.policy import Config, Policy
 
+LANS = state.DIRECTORY + "/macvlan"  # as host_state.DIRECTORY is for bridges
 PICK = "agentshim.publish"  # annotation: which of the policy's to publish, comma-separated, as the policy writes them
 
 
@@ -32,6 +33,8 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, owner: str) ->
     address is left, or the bridge cannot be made.
     """
     section: dict[str, Any] = dict(locked.section)
+    if "macvlan" in section:
+        return _on_lan(locked, section, chosen, owner)
     section["publish"] = _picked(section.get("publish", []), spec)
     services = section.get("services", [])
     bridge = _bridge(chosen, config)
@@ -44,6 +47,35 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, owner: str) ->
     steps = (*lock.steps(section), enter, *link.steps(port, hostpaths.exists("/proc/net/if_inet6")))
     file = f"{host_state.DIRECTORY}/{chosen.name}/{host_state.ADDRESSES}/{section['address']}"
     return Lock(plan.encode(steps), section, locked.hosts, locked.link), file
+
+
+def _on_lan(locked: Lock, section: dict[str, Any], chosen: Policy, owner: str) -> tuple[Lock, str]:
+    """`lay` for an interface on a card of the host's: the lock inside is the only one."""
+    there = section["macvlan"]
+    parent = _parent(chosen.name, there)
+    address = host_state.take(LANS, chosen.name, owner)
+    port = link.Port(parent, address_of(there["gateway"]), there["prefix"], address)
+    section["on_lan"] = host.dotted(address)
+    steps = (*lock.steps(section), *link.on_lan(port, hostpaths.exists("/proc/net/if_inet6")))
+    file = f"{LANS}/{chosen.name}/{host_state.ADDRESSES}/{section['on_lan']}"
+    return Lock(plan.encode(steps), section, locked.hosts, locked.link), file
+
+
+def _parent(profile: str, there: dict[str, Any]) -> int:
+    """The number of the host's card, with a place for the profile's addresses."""
+    from _socket import if_nametoindex  # 0.1 ms
+
+    told = host_state.bridge(LANS, profile)
+    same = told is not None and told["parent"] == there["parent"] and told["addresses"] == there["addresses"]
+    if told and same and not host_state.forsaken(LANS, profile, state.DIRECTORY):
+        try:
+            if if_nametoindex(there["parent"]) == told["index"]:
+                return int(told["index"])
+        except OSError:
+            pass  # told below
+    from shim.cold import net_macvlan  # a few files: once for a policy
+
+    return net_macvlan.up(profile, there)
 
 
 def _picked(listed: list[list[Any]], spec: Spec) -> list[list[Any]]:

@@ -66,7 +66,7 @@ def decide(spec: Spec, ceiling: Product, section: Section, facts: Facts, mode: s
         raise Refused(network.NAME, "join", asked, "one that can be filtered for all in it", todo)
     engine = docker.asked(spec, facts.sources, container)
     link = _link(spec, section, there, engine, facts)
-    if not link and engine:
+    if engine and engine.attaches:  # Docker itself ignores -p elsewhere
         _published(engine, mine)
     return _filled(spec, section, facts, link, engine)
 
@@ -97,9 +97,7 @@ def _published(engine: docker.Asked, mine: network.Network) -> None:
             raise Refused(network.NAME, "inbound", f"-p of {port}/{protocol}", network.listening(mine.inbound), todo)
 
 
-def _filled(
-    spec: Spec, section: dict[str, Any], facts: Facts, link: str, engine: docker.Asked | None
-) -> Lock:
+def _filled(spec: Spec, section: dict[str, Any], facts: Facts, link: str, engine: docker.Asked | None) -> Lock:
     """The lock with what only this start knows: what names lead to, the host's name servers and addresses."""
     kept = {key: value for key, value in section.items() if key not in ("plan", "public", "siblings")}
     own = kernel.addresses()
@@ -114,7 +112,10 @@ def _filled(
     if link:  # IPv4 alone
         kept["outbound"] = [one for one in kept["outbound"] if ":" not in one[1]]
     six = any(":" in one[1] for one in kept["outbound"])  # a name server alone opens no IPv6
-    kept["resolvers"] = [one for one in kernel.resolvers() if six or ":" not in one] if section["dns"] else []
+    asked = kernel.resolvers() if section["dns"] else []
+    if section["dns"] and not (link or engine):
+        asked += names.servers(spec, facts.sources, own)
+    kept["resolvers"] = [one for one in asked if six or ":" not in one]
     pins = names.resolve(section, own, engine) if "names" in section else {}
     if link:
         pins = {name: [one for one in found if ":" not in one] for name, found in pins.items()}
@@ -130,7 +131,8 @@ def _filled(
 def _granted(spec: Spec, ceiling: Product, facts: Facts) -> str:
     """The network namespace that the container will get: 'new', 'at:device:inode', or 'host'."""
     met = namespaces.meet(namespaces.from_spec(spec, facts), ceiling[namespaces.NAME])
-    return met.kinds[namespaces.KINDS.index("network")]
+    granted = met.kinds[namespaces.KINDS.index("network")]
+    return namespaces.NEW if granted == namespaces.SHARED else granted  # the host's was asked, and is not to be had
 
 
 def _members(namespace: str) -> list[tuple[dict[str, Any], int]]:

@@ -21,6 +21,7 @@ import fcntl
 import posix
 
 from hooks import host
+from hooks.link import host_end
 from shim import hostpaths, wire
 from shim.errors import HostError, ShimError, reason
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Bridge = dict[str, Any]  # profile, bridge, index, gateway, prefix, tag, published
 
 DIRECTORY = "/run/agentshim/net"
+INTERFACES = "/proc/sys/net/ipv4/conf"  # of the reader's own network namespace
 LOOK = 4  # addresses that one start looks at: bounds what it pays for others
 LOCK, RULES, BRIDGE, ADDRESSES, LEASED = ".lock", ".rules", "bridge.json", "addresses", ".leased"
 
@@ -53,7 +55,7 @@ def ready(directory: str, profile: str, digest: str, dump: host.Dump) -> Bridge 
     tag = host.tag(digest)
     if found is None or found["tag"] != tag or tag not in tags:
         return None
-    there = hostpaths.exists(f"/proc/sys/net/ipv4/conf/{found['bridge']}")
+    there = hostpaths.exists(f"{INTERFACES}/{found['bridge']}")
     return found if there and host.intact(dump, fingerprint) else None
 
 
@@ -102,7 +104,8 @@ def _taken(place: str, mine: str, told: Bridge, last: int) -> tuple[bytes, int]:
             continue
         address = (first + offset).to_bytes(4, "big")
         path = f"{place}/{host.dotted(address)}"
-        if hostpaths.exists(path + LEASED):
+        # The kernel takes an interface apart some 50 ms after its namespace, which whoever joined it may hold.
+        if hostpaths.exists(path + LEASED) or hostpaths.exists(f"{INTERFACES}/{host_end(address)}"):
             continue
         try:
             posix.link(mine, path)

@@ -97,7 +97,7 @@ lint: build
 bench: build
 	@$(RUN) -B -m conformance.bench
 
-# The long runs, 15 and 25 minutes on one core; `make test` has a small one of the first.
+# The long runs, about 20 and 30 minutes on one core; `make test` has a small one of each.
 fuzz: build
 	@nice -n 10 $(RUN) -B -m tests.fuzz $(FUZZ)
 

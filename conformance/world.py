@@ -100,7 +100,7 @@ class World:
         """What sets and maps of the host hold for containers."""
         told = json.loads(self.inside(self.host, tool("nft"), "-j", "list", "ruleset").out)["nftables"]
         every = [one.get("set") or one.get("map") for one in told]
-        return [f"{one['name']} {key}" for one in every if one and not one["name"].startswith(("hosts_", "nets_"))
+        return [f"{one['name']} {key}" for one in every if one and not one["name"].startswith(("flows", "hosts_", "nets_", "learned_"))
                 for key in one.get("elem", ())]  # fmt: skip
 
     def ports(self) -> list[str]:

@@ -32,6 +32,7 @@ HARD6 = (
     (b"\xfe\x80" + bytes(14), b"\xff\xc0" + bytes(14)),  # fe80::/10: link-local
     (b"\xff", b""),  # ff00::/8: multicast
     (b"\xfd\x00\x0e\xc2" + bytes(10) + b"\x02\x54", b""),  # fd00:ec2::254: the metadata of AWS
+    (b"\xfd\x20\x00\xce" + bytes(10) + b"\x02\x54", b""),  # fd20:ce::254: that of Google's
     (b"\x00\x64\xff\x9b" + bytes(8) + b"\xa9\xfe", b""),  # 64:ff9b::a9fe:0/112: 169.254.0.0/16 through NAT64
 )
 
@@ -134,9 +135,10 @@ def _open6(chains: Rules, icmp: bool) -> None:
     discovery = kind + compared(b"\x85", nft.LEAST) + compared(b"\x88", nft.MOST) + ACCEPT
     chains.update({"deny6": _deny(v6), "output6": [discovery, *_output(v6, icmp)]})
     chains["input6"] = [discovery, *_input(v6, icmp)]
-    # IPv6 takes any source on lo (IPV6_FREEBIND needs no right): a packet to itself would make conntrack believe that a
-    # stranger has called, and the answer go out. What the kernel itself answers by lo in a stranger's name is not new.
-    foreign = OUT_LO + v6.here + NEW + nft.source_kind() + compared(_native(RTN_LOCAL), nft.UNEQUAL)
+    # IPv6 takes any source (IPV6_FREEBIND needs no right): on lo a packet to itself would make conntrack believe that a
+    # stranger has called, and the answer go out; elsewhere it would go out in a neighbour's name. What the kernel itself
+    # answers by lo in a stranger's name is not new.
+    foreign = v6.here + NEW + nft.source_kind() + compared(_native(RTN_LOCAL), nft.UNEQUAL)
     chains["output"].insert(0, foreign + DROP)
     for name in ("output", "input"):
         chains[name].append(v6.here + nft.verdict(nft.GOTO, name + "6"))

@@ -24,7 +24,7 @@ from hooks import nft
 from hooks.grants import LAST_PORT, PROTOCOLS, address_of
 from hooks.link import host_end, mac
 from hooks.netlink import NETFILTER
-from hooks.plan import HOST, ONLY_EMPTY, Step
+from hooks.plan import HOST, ONLY_EMPTY, WHOLE, Step
 from shim.errors import Invalid
 from shim.lattice import merged
 
@@ -63,19 +63,39 @@ def enter(
     tag: str,
     pinned: Iterable[tuple[str, str, int, int]] = (),
     services: Iterable[tuple[str, int, int]] = (),
-    published: Iterable[tuple[str, int, int, str]] = (),
 ) -> Step:
     """A container comes in: all its elements, or none. EEXIST where one of them is there: an address that is in use.
 
     `pinned`: (protocol, address, first port, last port), what names led to; IPv6 is left out, it is shut. `services`:
-    (protocol, first, last port) of the host, at the gateway. `published`: (address of the host, its port, the
-    container's port, protocol). Invalid on what is none of these.
+    (protocol, first, last port) of the host, at the gateway. Invalid on what is none of these.
     """
-    every = entries(port, tag, pinned, services, published)
+    every = entries(port, tag, pinned, services)
+    told = f"{dotted(port.address)} at {host_end(port.address)}, policy {tag}: {len(every)} elements"
+    return _step(ONLY_EMPTY, every, told)
+
+
+def doors(port: Port, published: Iterable[tuple[str, int, int, str]]) -> tuple[Step, ...]:
+    """What is published for it, no step where that is nothing: (address of the host, its port, the container's port,
+    protocol). EEXIST where another container has such a door, whose it stays: doors are named by the host's side alone,
+    so one is taken away only together with what is this container's own. Invalid on what is none.
+    """
+    here = port.address
+    served: list[Entry] = []
+    outer: list[Entry] = []
+    for address, outside, inside, protocol in published:
+        at, number = _own(address), _protocol(protocol)
+        _ports(outside, outside), _ports(inside, inside)
+        served.append((nft.INET, "served", DOOR_KEY.pack(here, number, inside), b"", b""))
+        inner = nft.value(DOOR.pack(here, inside))
+        outer.append((nft.INET, "published", DOOR_KEY.pack(at, number, outside), b"", inner))
+    every = list(dict.fromkeys((*served, *outer)))  # one key twice would refuse itself
+    return (_step(ONLY_EMPTY | WHOLE, every, f"{dotted(here)}: {len(every)} elements of doors"),) if every else ()
+
+
+def _step(bits: int, every: list[Entry], told: str) -> Step:
     do = nft.mixed((family, nft.entry(TABLE, *element)) for family, element in ((one[0], one[1:]) for one in every))
     undo = nft.mixed((family, nft.release(TABLE, name, key, last)) for family, name, key, last, _ in every)
-    told = f"{dotted(port.address)} at {host_end(port.address)}, policy {tag}: {len(every)} elements"
-    return Step(HOST | ONLY_EMPTY, NETFILTER, do, undo, 1, told)
+    return Step(HOST | bits, NETFILTER, do, undo, 1, told)
 
 
 def entries(
@@ -83,9 +103,8 @@ def entries(
     tag: str,
     pinned: Iterable[tuple[str, str, int, int]],
     services: Iterable[tuple[str, int, int]],
-    published: Iterable[tuple[str, int, int, str]],
 ) -> list[Entry]:
-    """The elements of one container."""
+    """The elements of one container, but for its doors."""
     here = port.address
     every: list[Entry] = [
         (nft.BRIDGE, "ports", PORT_KEY.pack(host_end(here).encode(), mac(here), here), b"", b""),
@@ -97,14 +116,7 @@ def entries(
     at_gateway = ((protocol, dotted(port.gateway), first, last) for protocol, first, last in services)
     for (number, far), ports in _merged(at_gateway).items():
         every += [_ranged("services", *(SERVICE_KEY.pack(here, far, number, one) for one in ends)) for ends in ports]
-    for address, outside, inside, protocol in published:
-        at, number = _own(address), _protocol(protocol)
-        _ports(outside, outside), _ports(inside, inside)
-        every.append(
-            (nft.INET, "published", DOOR_KEY.pack(at, number, outside), b"", nft.value(DOOR.pack(here, inside)))
-        )
-        every.append((nft.INET, "served", DOOR_KEY.pack(here, number, inside), b"", b""))
-    return list(dict.fromkeys(every))  # one key twice would refuse itself
+    return list(dict.fromkeys(every))
 
 
 def _merged(grants: Iterable[tuple[str, str, int, int]]) -> dict[tuple[int, bytes], list[tuple[int, int]]]:

@@ -12,9 +12,13 @@ from hooks.host import MARK, TABLE, dotted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from hooks.grants import Keys
+
+GROUPS = 8  # sets of learned addresses that a policy may have: one for each protocol and range of ports
+LEARNED = "{ type ipv4_addr; size 4096; flags dynamic,timeout; timeout 1h; }"
 
 SETS = """\
 add table bridge agentshim
@@ -23,6 +27,7 @@ add table arp agentshim
 add table inet agentshim
 add map inet agentshim agents_out { type ipv4_addr : verdict; }
 add map inet agentshim agents_in { type ipv4_addr : verdict; }
+add set inet agentshim flows { type ipv4_addr; size 65535; flags dynamic; }
 add set inet agentshim leased { type ipv4_addr . inet_proto . ipv4_addr . inet_service; flags timeout; }
 add set inet agentshim pinned { type ipv4_addr . inet_proto . ipv4_addr . inet_service; }
 add set inet agentshim pinned_wide { type ipv4_addr . inet_proto . ipv4_addr . inet_service; flags interval; }
@@ -42,6 +47,7 @@ _FROM = "ip daddr . meta l4proto . ip saddr . th sport"
 _SERVED_TO = "ct status dnat ip daddr . meta l4proto . th dport @served accept"
 _SERVED_FROM = "ct direction reply ct status dnat ip saddr . meta l4proto . th sport @served accept"
 _ERRORS = ("ct state related icmp type 3 accept", "ct state related icmp type 11-12 accept")  # no redirects
+MOST_FLOWS = 8192  # at once, of one container: conntrack's table (262,144 here) is all the host's
 _NO_IPV6 = "meta nfproto ipv6 drop"
 _INVALID = "ct state invalid drop"
 
@@ -128,6 +134,7 @@ def _forward(bare: str) -> dict[str, list[str]]:
             f"{bare} drop",
             'oifname "as-*" goto deny',
             *(f"ip daddr {net} goto deny" for net in hard()),
+            f"ct state new add @flows {{ ip saddr ct count over {MOST_FLOWS} }} goto deny",
             _SERVED_FROM,
             "ct direction reply goto deny",
             *(f"{_TO} @{name} accept" for name in _GRANTED),
@@ -206,7 +213,10 @@ def hard() -> list[str]:
 
 def policy(tag: str, section: dict[str, Any]) -> str:
     """The chains and sets of one policy, for `nft -f`, behind `tables`. Names are not in it: what they lead to is
-    pinned for each container. IPv6 is shut.
+    pinned for each container; or, where they are learned, a resolver adds it to sets that a reload leaves alone, and
+    only what is in the section's `public` opens anything: whoever owns a name may let it lead to a neighbour of ours.
+    An address stays for an hour behind the last answer, or the last packet to it: a stream in use is not cut.
+    IPv6 is shut.
     """
     keys, _ = outbound({**section, "outbound": section.get("outbound", ())})
     field = "type inet_proto . ipv4_addr . inet_service;"
@@ -219,17 +229,50 @@ def policy(tag: str, section: dict[str, Any]) -> str:
     lookups += [(f"meta l4proto . ip saddr . th sport @{one}_{tag}", "in") for one in ("hosts", "nets")]
     if section.get("icmp"):
         lookups += [("icmp type echo-request", "out"), ("icmp type echo-reply", "in")]
+    learned = groups(section.get("learned", ()))
+    out += [f"add set inet {TABLE} {learned_set(tag, number)} {LEARNED}\n" for number, _ in enumerate(learned)]
     chains = {
-        f"{side}_{tag}": [*(f"{one} accept" for one, of in lookups if of == side), "goto deny"]
+        f"{side}_{tag}": [
+            *(f"{one} accept" for one, of in lookups if of == side),
+            *_learned(tag, side, learned, section),
+            "goto deny",
+        ]
         for side in ("out", "in")
     }
     return "".join(out + _chains("inet", chains))
 
 
+def groups(learned: Iterable[Any]) -> list[tuple[str, int, int]]:
+    """The kinds (protocol, first port, last port) of learned names, each with a set of its own, in the sets' order."""
+    return sorted({(protocol, first, last) for protocol, _, first, last in learned})
+
+
+def learned_set(tag: str, number: int) -> str:
+    """The set of the addresses that names of one of `groups` were answered with."""
+    return f"learned_{tag}_{number}"
+
+
+def _learned(tag: str, side: str, learned: list[tuple[str, int, int]], section: dict[str, Any]) -> list[str]:
+    """The rules for what names led to, behind all literal grants."""
+    if not learned:
+        return []
+    far, port = ("daddr", "dport") if side == "out" else ("saddr", "sport")
+    rules = [f"ip {far} != {{ {', '.join(section['public'])} }} goto deny"]
+    for number, (protocol, first, last) in enumerate(learned):
+        name = learned_set(tag, number)
+        renew = f" update @{name} {{ ip daddr timeout 1h }}" if side == "out" else ""
+        ports = f"meta l4proto {protocol} th {port} {first}-{last}"
+        rules.append(f"ip {far} @{name} {ports}{renew} accept")
+    return rules
+
+
 def no_policy(tag: str) -> str:
     """The end of one policy's chains and sets; nft refuses where a container still has them."""
     chains = [f"{word} chain inet {TABLE} {side}_{tag}\n" for word in ("flush", "delete") for side in ("out", "in")]
-    return "".join(chains + [f"delete set inet {TABLE} {name}_{tag}\n" for name in ("hosts", "nets")])
+    # nft 1.0.6 has no `destroy`: what is not there is added first.
+    learned = [f"{TABLE} {learned_set(tag, number)}" for number in range(GROUPS)]
+    gone = [f"add set inet {one} {LEARNED}\ndelete set inet {one}\n" for one in learned]
+    return "".join(chains + [f"delete set inet {TABLE} {name}_{tag}\n" for name in ("hosts", "nets")] + gone)
 
 
 def _elements(name: str, keys: Keys) -> list[str]:

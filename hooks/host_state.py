@@ -7,6 +7,8 @@ the kernel's side; shim/cold/net_up.py makes, repairs and removes.
     .rules                      the rules' fingerprint, a digest of their text, the tags of the policies in them
     PROFILE/bridge.json         name, number, gateway and subnet of the bridge; the tag of the policy of today
     PROFILE/TAG.nft             chains and sets of a policy, for nft
+    PROFILE/TAG.learned         the names that a policy lets containers ask for, where it does
+    PROFILE/dnsmasq.conf        what answers them; PROFILE/resolver: its process, its start, a digest of its file
     PROFILE/addresses/A.B.C.D   an address that is taken: the record of whose it is, and the process that took it
     PROFILE/addresses/A.B.C.D.leased  the kernel may hold a lease of it: not free before `net gc` has looked
     PROFILE/addresses/.lock     held while one is taken or collected; says which was the last
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 
 DIRECTORY = "/run/agentshim/net"
 INTERFACES = "/proc/sys/net/ipv4/conf"  # of the reader's own network namespace
-LOOK = 4  # addresses that one start looks at: bounds what it pays for others
+LOOK = 2  # addresses that one start looks at: bounds what it pays for others
 LOCK, RULES, BRIDGE, ADDRESSES, LEASED = ".lock", ".rules", "bridge.json", "addresses", ".leased"
+RESOLVER = "resolver"
 
 
 def bridge(directory: str, profile: str) -> Bridge | None:
@@ -55,8 +58,21 @@ def ready(directory: str, profile: str, digest: str, dump: host.Dump) -> Bridge 
     tag = host.tag(digest)
     if found is None or found["tag"] != tag or tag not in tags:
         return None
+    if found.get("learned") and not resolver(directory, profile)[0]:
+        return None
     there = hostpaths.exists(f"{INTERFACES}/{found['bridge']}")
     return found if there and host.intact(dump, fingerprint) else None
+
+
+def resolver(directory: str, profile: str) -> tuple[int, str]:
+    """(process, digest of its configuration) of the resolver of a profile; 0 where it has ended, or none was there."""
+    try:
+        pid, begun, digest = read(f"{directory}/{profile}/{RESOLVER}").decode("ascii").split()
+        told = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        lives = told[0] not in (b"Z", b"X") and int(told[19]) == int(begun)
+        return (int(pid) if lives else 0), digest
+    except (OSError, ValueError, IndexError):
+        return 0, ""
 
 
 def rules(directory: str) -> tuple[bytes, str, list[str]]:
@@ -117,8 +133,9 @@ def _taken(place: str, mine: str, told: Bridge, last: int) -> tuple[bytes, int]:
 
 
 def forsaken(directory: str, profile: str, records: str) -> bool:
-    """Whether one of a few addresses has an owner that is gone, without a look at the kernel: its record is not in the
-    directory `records`, nor is the process there that took it. Which few: a window that our number chooses.
+    """Whether one of a few addresses has an owner that is gone, without a look at the kernel: neither the process is
+    there that took it, nor what its record, in the directory `records`, says is the delegate's. Which few: a window that
+    our number chooses. A container that is just leaving may be taken for one that is gone: `net gc` looks again.
     """
     place = f"{directory}/{profile}/{ADDRESSES}"
     try:
@@ -131,9 +148,17 @@ def forsaken(directory: str, profile: str, records: str) -> bool:
             owner, pid, begun = read(f"{place}/{name}").decode("ascii").split()
         except (OSError, ValueError):
             continue  # on its way, or gone by now
-        if not hostpaths.exists(f"{records}/{owner}.json") and started(pid) != int(begun):
+        if started(pid) != int(begun) and not _is_there(f"{records}/{owner}.json"):
             return True
     return False
+
+
+def _is_there(record: str) -> bool:
+    try:
+        told = wire.loads(read(record), "network", record)
+        return hostpaths.exists(f"{told['root']}/{told['id']}")  # type: ignore[index,call-overload]
+    except (OSError, ShimError, KeyError, TypeError):
+        return False
 
 
 def give_back(directory: str, profile: str, address: bytes) -> None:

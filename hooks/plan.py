@@ -13,6 +13,9 @@ A room may have bits beside it:
                 container's namespace but lo is up. What was not done is not undone either.
     KEEP        undone when a later step fails, but not at the container's end: it goes with the namespace by itself,
                 and slowly (a link takes 32 ms).
+    WHOLE       undone in one transaction or not at all: an element that is this container's alone tells that the others
+                are, too, which are named by what it shares with others.
+    REQUIRED    beside ONLY_EMPTY: where an engine built a network, the whole plan fails.
 
 While a plan is replayed the container's namespace is open as descriptor NETNS, for a message that has to name it.
 """
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
     Open = Callable[[int, int], netlink.Socket]  # room, family
 
 CONTAINER, HOST = 0, 1
-ONLY_EMPTY, KEEP = 0x100, 0x200
+ONLY_EMPTY, KEEP, WHOLE, REQUIRED = 0x100, 0x200, 0x400, 0x800
+BITS = ONLY_EMPTY | KEEP | WHOLE | REQUIRED
 NETNS = 8
 ROOMS = {CONTAINER: "container", HOST: "host"}
 FAMILIES = {netlink.ROUTE: "route", netlink.NETFILTER: "netfilter"}
@@ -78,7 +82,7 @@ class Step(Value):
     @property
     def where(self) -> int:
         """The room alone: CONTAINER or HOST."""
-        return self.room & ~(ONLY_EMPTY | KEEP)
+        return self.room & ~BITS
 
     @property
     def released(self) -> bool:
@@ -138,6 +142,9 @@ def replay(steps: Iterable[Step], open_socket: Open) -> None:
     """
     every = list(steps)
     empty = not any(step.room & ONLY_EMPTY for step in every) or _is_empty(open_socket(CONTAINER, netlink.ROUTE))
+    if not empty and any(step.room & REQUIRED for step in every):
+        todo = 'start it with --network none, or set mode = "auto"'
+        raise HostError("network", "mode", "a network that an engine has made", "an empty one", todo)
     done: list[Step] = []
     for place, step in enumerate(every, 1):
         if step.room & ONLY_EMPTY and not empty:
@@ -160,7 +167,7 @@ def release(steps: Iterable[Step], open_socket: Open) -> None:
     first: tuple[int, Step, OSError] | None = None
     every = list(enumerate(steps, 1))
     for place, step in reversed(every):
-        for data in _apart(step.undo, step.family) if step.released else ():
+        for data in _parts(step) if step.released else ():
             try:
                 open_socket(HOST, step.family).ask(data, _acks(data, step.family))
             except OSError as error:
@@ -169,6 +176,14 @@ def release(steps: Iterable[Step], open_socket: Open) -> None:
     if first:
         todo = f"{reason(first[2])}; try again: agentshim net gc"
         raise HostError("network", f"step {first[0]}", f"to undo {first[1].words}", "all undone", todo) from first[2]
+
+
+def required(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Steps of which those that are ONLY_EMPTY are REQUIRED."""
+    return tuple(
+        Step(one.room | REQUIRED, one.family, one.do, one.undo, one.acks, one.words) if one.room & ONLY_EMPTY else one
+        for one in steps
+    )
 
 
 def _is_empty(kernel: netlink.Socket) -> bool:
@@ -192,6 +207,10 @@ def _undo(done: list[Step], open_socket: Open) -> None:
             continue  # the first error is the one to show
 
 
+def _parts(step: Step) -> list[bytes]:
+    return [step.undo] if step.room & WHOLE else _apart(step.undo, step.family)
+
+
 def _apart(data: bytes, family: int) -> list[bytes]:
     """Each message alone; of a batch each in a batch of its own."""
     every = list(netlink.messages(data))
@@ -206,7 +225,7 @@ def _step(data: bytes, at: int) -> tuple[Step, int]:
     if len(data) - at < _STEP.size:
         raise _invalid("a step that is cut off", "whole steps")
     room, family, acks, do_length, undo_length = _STEP.unpack_from(data, at)
-    if room & ~(ONLY_EMPTY | KEEP) not in ROOMS or family not in FAMILIES:
+    if room & ~BITS not in ROOMS or family not in FAMILIES:
         raise _invalid(f"room {room:#x}, family {family}", "room 0 or 1 with known bits, family 0 or 12")
     do, at = _padded(data, at + _STEP.size, do_length)
     undo, at = _padded(data, at, undo_length)

@@ -3,7 +3,8 @@
  *
  * Belongs here: replaying netlink messages that are already made, and giving up all authority that this does not need.
  * Next door: hooks/plan.py writes the plan and says what it means. Nothing of a message is understood here but its
- * length, its flags and whether a batch is closed; no policy is decided, no file is written, nothing is forked.
+ * length, its flags and whether a batch is closed; no policy is decided, no file is written, and nothing
+ * is forked but a stand-in that closes sockets.
  *
  * The delegate runs `agentshim-net PLAN` as a createRuntime hook in the host's namespaces, as root, with the state of
  * the container on stdin, and `agentshim-net PLAN undo [LEASE]` as a poststop hook: LEASE is the file that keeps the
@@ -51,7 +52,7 @@
 #define MAGIC "ASNET\0\0\2"
 enum { MOST_BYTES = 1 << 20, MOST_STEPS = 4096, SECONDS = 2 };
 enum { NETNS = 8 }; /* the descriptor by which a message names the container's namespace */
-enum { CONTAINER, HOST, ROOMS, ONLY_EMPTY = 0x100, KEEP = 0x200, BITS = ONLY_EMPTY | KEEP }; /* see hooks/plan.py */
+enum { CONTAINER, HOST, ROOMS, ONLY_EMPTY = 0x100, KEEP = 0x200, WHOLE = 0x400, REQUIRED = 0x800, BITS = 0xf00 };
 enum { ROUTE, NETFILTER, FAMILIES };
 
 /* One step as it lies in the file. The bytes of `DO` follow it, then those of `UNDO`, each padded with zeros to 4. */
@@ -483,7 +484,7 @@ static int settle(int fd, const void *bytes, size_t length) {
 }
 
 /* Undo a step at the container's end; 0 where nothing of it is left. Of a batch nothing is done where one thing is gone
- * already: then each of its messages gets a batch of its own. */
+ * already: then each of its messages gets a batch of its own, unless one of its elements tells whose the others are. */
 static int take_back(const struct step *step) {
     static const struct { struct nlmsghdr head; struct nfgenmsg body; } END = {
         {sizeof END, NFNL_MSG_BATCH_END, NLM_F_REQUEST, 0, 0}, {0, 0, 0}};
@@ -492,7 +493,8 @@ static int take_back(const struct step *step) {
     struct nlmsghdr head;
     size_t begin = head_of(bytes, length, 0, &head);
     int fd = *slot(step), error = settle(fd, bytes, length);
-    if (error != -ENOENT || step->family != NETLINK_NETFILTER || head.nlmsg_type != NFNL_MSG_BATCH_BEGIN)
+    if (error != -ENOENT || step->room & WHOLE || step->family != NETLINK_NETFILTER ||
+        head.nlmsg_type != NFNL_MSG_BATCH_BEGIN)
         return error == -ENOENT ? 0 : error;
     memcpy(state, bytes, begin);
     error = 0;
@@ -512,7 +514,7 @@ static _Noreturn void release(const char *lease) {
     uint32_t failed = 0;
     int error = 0;
     for (uint32_t i = plan[2]; i-- > 0;) {
-        bool ours = (steps[i]->room & ~(uint32_t)ONLY_EMPTY) == HOST && steps[i]->length[UNDO];
+        bool ours = room_of(steps[i]) == HOST && !(steps[i]->room & KEEP) && steps[i]->length[UNDO];
         int got = ours ? take_back(steps[i]) : 0;
         failed = got && !error ? i : failed;
         error = error ? error : got;
@@ -550,6 +552,23 @@ static const char *hold(const char *lease, const char *path) {
     return copy;
 }
 
+/* A netfilter socket that has deleted elements waits, where it is closed last, until no packet can see them (6 ms), and
+ * the delegate waits for our end. So a child keeps the sockets until then: it may only read, and waits for our end. */
+static void stand_in(void) {
+    int ends[2];
+    char byte;
+    if (pipe2(ends, O_CLOEXEC))
+        return; /* as without it: later, no more */
+    if (fork() == 0) {
+        close(STDERR_FILENO);
+        close(ends[1]);
+        if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0)
+            (void)!read(ends[0], &byte, 1);
+        syscall(SYS_exit, 0);
+    }
+    close(ends[0]);
+}
+
 int main(int argc, char **argv) {
     if (fcntl(STDERR_FILENO, F_GETFD) < 0)
         _exit(1); /* a socket would take its place, and be written to */
@@ -563,10 +582,12 @@ int main(int argc, char **argv) {
     close(STDIN_FILENO);
     close(STDOUT_FILENO);
     read_plan(argv[1], over);
-    const char *lease = over && argc == 4 ? hold(argv[3], argv[1]) : NULL;
     if (!over)
         open_namespace(pid);
     open_sockets(HOST);
+    if (over)
+        stand_in();
+    const char *lease = over && argc == 4 ? hold(argv[3], argv[1]) : NULL;
     if (!over) {
         need(setns(NETNS, CLONE_NEWNET) == 0, "namespace", "to enter it");
         open_sockets(CONTAINER);
@@ -580,6 +601,8 @@ int main(int argc, char **argv) {
     int empty = rooms & ONLY_EMPTY ? is_empty() : 1;
     if (empty < 0)
         fail("interfaces", reason(-empty), "the list of those in the container's network", "create the container anew");
+    if (!empty && rooms & REQUIRED)
+        fail("mode", "a network that an engine has made", "an empty one", "start it with --network none, or set mode = auto");
     for (uint32_t i = 0; i < plan[2]; i++) {
         if (!empty && steps[i]->room & ONLY_EMPTY)
             steps[i] = NULL; /* an engine made a network there: neither done nor undone */

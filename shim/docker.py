@@ -56,6 +56,12 @@ def asked(spec: Spec, sources: dict[str, Source], container: str) -> Asked | Non
     return Asked(directory, "bridge" if mode == "default" else str(mode), tuple(_port(name) for name in bound))
 
 
+def has_hook(spec: Spec) -> bool:
+    """Whether dockerd (before 28) asks to be called for the network: of a spec's user nobody can take that out."""
+    every = [*at(spec, "hooks.prestart", []), *at(spec, "hooks.createRuntime", [])]
+    return any((one.get("args") or [""])[0] == "libnetwork-setkey" for one in every)
+
+
 def siblings(asked: Asked, wanted: set[str]) -> dict[str, list[str]]:
     """Name -> addresses, on the networks that this container joins, of the running containers that answer to it there:
     by the container's name or an alias, which compose gives to services. Names that nobody answers to are left out.

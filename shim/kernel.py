@@ -42,7 +42,7 @@ class Facts:
     anything; `group_in_use`: the control group that is asked has processes; `rlimits`: inherited (soft, hard) in the
     order of rlimits.TYPES; `security_modules`: active modules; `default_labels`: module -> label for containers;
     `invocation`: what the call asks outside the spec; `network`: what passes in the network that it would get, unless
-    it is filtered; `locker`: the native hook that filters it; `hosts`: the mount of our /etc/hosts, if there is one.
+    it is filtered; `locker`: the native hook that filters it; `hosts`: the mounts of state.LENT, if there are any.
     """
 
     __slots__ = (
@@ -111,20 +111,24 @@ class Facts:
         return {"path": self.launcher, "args": args, "env": ["PATH=/usr/sbin:/usr/bin"]}
 
     def is_ours(self, mount: dict[str, Any]) -> bool:
-        """Whether `mount` is one that we write: a scratch directory, which the paths dimension owns, or /etc/hosts."""
+        """Whether `mount` is one that we write: a scratch directory, which the paths dimension owns, or a file that we
+        lend: /etc/hosts.
+        """
         return paths.is_scratch(mount) or self.is_hosts(mount)
 
     def is_hosts(self, mount: dict[str, Any]) -> bool:
         """Whether `mount` is of the shape of `hosts_mount`, for this container or another: `plan` leaves ours alone."""
         source = str(mount.get("source") or "")
         name = source.rpartition("/")[2]
-        return source == f"{state.DIRECTORY}/{name}" and name.endswith(state.HOSTS) and mount == hosts_mount(source)
+        lent = "." + name.rpartition(".")[2] in state.LENT
+        return lent and source == f"{state.DIRECTORY}/{name}" and mount == hosts_mount(source)
 
 
 def hosts_mount(source: str) -> dict[str, Any]:
-    """The mount of a file as /etc/hosts; read-only, since it is the only word on names that the container has."""
+    """The mount of a file of state.LENT; read-only, since it is the only word on names that the container has."""
     options = ["bind", "ro", "nosuid", "nodev", "noexec"]
-    return {"destination": "/etc/hosts", "type": "bind", "source": source, "options": options}
+    place = state.LENT["." + source.rpartition(".")[2]]
+    return {"destination": place, "type": "bind", "source": source, "options": options}
 
 
 def gather(spec: Spec, bundle: str, asked: invocation.Invocation) -> Facts:
@@ -219,12 +223,15 @@ def resolvers() -> list[str]:
     """The host's name servers that a container can reach: engines give it these, or 127.0.0.11. Not what its own
     resolv.conf says: that file is lent to it writable, and kept over a restart.
     """
-    found = []
-    for place in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
-        for line in _read(place).decode("ascii", "replace").split("\n"):
-            words = line.split()
-            if words[:1] == ["nameserver"] and len(words) == 2 and not words[1].startswith(("127.", "::1", "fe80:")):
-                found.append(words[1].partition("%")[0])
+    every = (*own_resolvers(), *own_resolvers("/run/systemd/resolve/resolv.conf"))
+    return [one for one in every if not one.startswith(("127.", "::1", "fe80:"))]
+
+
+def own_resolvers(place: str = "/etc/resolv.conf") -> list[str]:
+    """The name servers that the host itself asks, as resolv.conf(5) has them; those of one interface left out."""
+    lines = _read(place).decode("ascii", "replace").split("\n")
+    words = [line.split() for line in lines]
+    found = [one[1].partition("%")[0] for one in words if one[:1] == ["nameserver"] and len(one) == 2]
     return [one for one in found if _is_address(one)]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SECONDS = 10  # for all names of a container; the resolver's own patience is 5 a server
 PLACE, RESOLVERS = "/etc/hosts", "/etc/resolv.conf"
 MOST_BYTES = 1 << 16  # a pipe holds as much: the child never waits for us
+RESOLVER = b"nameserver %s\noptions ndots:0 timeout:2 attempts:2\n"  # where names are learned
 MARK = b"# agentshim: the peers that its policy names\n"
 LOCAL = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 

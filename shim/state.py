@@ -24,6 +24,8 @@ UNSEEN = DIRECTORY + "/unseen"  # native/launcher.c knows this name
 VERSION = 1
 # What was decided; config.json as it came, for `explain`; what the native hook does to the container's network.
 RECORD, ASKED, LOCK, HOSTS, LEASES = ".json", ".asked", ".net", ".hosts", ".leases"
+RESOLVER = ".resolv"
+LENT = {HOSTS: "/etc/hosts", RESOLVER: "/etc/resolv.conf"}  # files of ours that a container reads, and where
 SWEEP = 32  # records that one create looks at: bounds what it pays for others
 
 
@@ -44,9 +46,9 @@ def lock_path(root: str, container: str) -> str:
     return f"{DIRECTORY}/{name_of(root, container)}{LOCK}"
 
 
-def hosts_path(root: str, container: str) -> str:
-    """Where the container's /etc/hosts is, if it gets one of ours."""
-    return f"{DIRECTORY}/{name_of(root, container)}{HOSTS}"
+def hosts_path(root: str, container: str, kind: str = HOSTS) -> str:
+    """Where the container's /etc/hosts is, or another of LENT, if it gets one of ours."""
+    return f"{DIRECTORY}/{name_of(root, container)}{kind}"
 
 
 def claim(
@@ -57,9 +59,11 @@ def claim(
     lock_plan: bytes = b"",
     hosts: bytes = b"",
     waits: bool = False,
+    resolver: bytes = b"",
 ) -> None:
     """Writes `record` for a container about to be created, with the spec that was asked, and the plan of its network
-    and its /etc/hosts if there are such; and sweeps some stale ones. `waits`: its start is to compare a filter.
+    and its /etc/hosts and /etc/resolv.conf if there are such; and sweeps some stale ones. `waits`: its start is to
+    compare a filter.
 
     Refused if the id is in use. HostError if /run does not take it. Two creates of one id cannot both pass: the check
     and the write are under one lock.
@@ -82,9 +86,10 @@ def claim(
         directory.replace(name + ASKED, asked, posix.fstat(lock))
         if lock_plan:
             directory.replace(name + LOCK, lock_plan, posix.fstat(lock))
-        if hosts:
-            directory.replace(name + HOSTS, hosts, posix.fstat(lock))
-            posix.chmod(name + HOSTS, 0o644, dir_fd=directory.fd)  # whoever reads it inside is not root
+        for suffix, data in ((HOSTS, hosts), (RESOLVER, resolver)):
+            if data:
+                directory.replace(name + suffix, data, posix.fstat(lock))
+                posix.chmod(name + suffix, 0o644, dir_fd=directory.fd)  # whoever reads it inside is not root
         directory.replace(name + RECORD, wire.dumps(full), posix.fstat(lock))
         if waits:
             _mark(record["unseen"])
@@ -264,11 +269,11 @@ def _sweep(directory: bundle.Directory, kept: str) -> None:
     for name in (names[start:] + names[:start])[:SWEEP]:
         try:
             record = _load(directory, name)
-            lives = record is not None and _in_use(record["root"], record["id"], record)
+            lives = record is not None and (_in_use(record["root"], record["id"], record) or _is_leaving(record))
         except HostError:
             lives = True  # for all that we know
-        for suffix in () if lives else (RECORD, ASKED, LOCK, HOSTS, LEASES):
-            _unlink(directory, name + suffix)
+        for suffix in () if lives else (RECORD, ASKED, LOCK, HOSTS, RESOLVER, LEASES):
+            unlink(name + suffix, directory.fd)
     _tidy(directory, kept)
 
 
@@ -282,14 +287,20 @@ def _tidy(directory: bundle.Directory, kept: str = "") -> None:
         kind, _, rest = name.partition("-")
         pid, _, started = rest.partition("-")
         stem, dot, suffix = name.rpartition(".")
-        orphan = dot + suffix in (ASKED, LOCK, HOSTS, LEASES) and stem not in whole
+        orphan = dot + suffix in (ASKED, LOCK, HOSTS, RESOLVER, LEASES) and stem not in whole
         unfinished = name[:1] == "." and ".agentshim-" in name
         if orphan or unfinished or (kind == "process" and str(_started(pid)) != started):
-            _unlink(directory, name)
+            unlink(name, directory.fd)
 
 
-def _unlink(directory: bundle.Directory, name: str) -> None:
+def _is_leaving(record: dict[str, Any]) -> bool:
+    """Whether its poststop hook, which reads the plan, has not given back the container's address yet."""
+    return bool(record.get("address")) and hostpaths.exists(record["address"])
+
+
+def unlink(path: str, directory: int | None = None) -> None:
+    """The end of a file that may be gone already."""
     try:
-        posix.unlink(name, dir_fd=directory.fd)
+        posix.unlink(path, dir_fd=directory)
     except FileNotFoundError:
         pass

@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from conformance.bench import imports, report, rows, stage
+from conformance.bench import imports, network, report, rows, stage
 from conformance.bench.life import Failed
 from conformance.bench.turns import Bench, Row
 
@@ -47,7 +47,10 @@ def _measure(bench: Bench, options: argparse.Namespace) -> int:
                 print(f"  measured {row.work}: {row.ours} / {row.theirs}", file=sys.stderr, flush=True)
         except Failed as failure:
             failures.append(f"{name}: {failure}")
+    report.NAMES.update(network.NAMES)
     print("\n" + report.table(found))
+    for line in network.absent() if {"networks", "throughput"} & set(options.rows) else ():
+        print(f"| NOT MEASURED {line} |")
     accounts: list[imports.Imports] = []
     if "imports" in options.rows and (options.library / "shim" / "main.py").is_file():
         try:

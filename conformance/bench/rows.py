@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from conformance.bench import docker, place, seccomp
+from conformance.bench import network as isolated
 from conformance.bench.calls import arguments
 from conformance.bench.life import Container, Failed, timed
 from conformance.bench.turns import QUIET, Bench, Row, Samples
@@ -69,9 +70,10 @@ def _lives(bench: Bench, where: str) -> Iterator[Row]:
             container.discard()
             raise
 
+    apart = {"shim-net", isolated.OURS, isolated.EMPTY}
     for how, title in (("run", "life, `run`"), ("engine", "life, `create` … `delete`")):
-        # Two files of configuration in turn would measure compiling them: the filtered one has a group of its own.
-        tasks = {name: partial(one, name, how) for name in bench.cast if name != "shim-net"}
+        # Configurations in turn would measure compiling them: those with a network have groups of their own.
+        tasks = {name: partial(one, name, how) for name in bench.cast if name not in apart}
         samples = bench.interleave(tasks, bench.rounds, QUIET)
         title += where
         yield from bench.row("lives", title, samples, "shim", "runc", 1.10)
@@ -190,6 +192,8 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "execs": execs,
     "updates": updates,
     "seccomp": seccomp.seccomp,
+    "networks": isolated.networks,
+    "throughput": isolated.throughput,
 }
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from conformance.bench import docker, moby, place
+from conformance.bench import docker, moby, network, place
 from conformance.bench.life import Container
 from conformance.bench.turns import Bench, cast, granted
 
@@ -81,6 +81,7 @@ def stage(options: argparse.Namespace) -> Iterator[Bench]:
     try:
         plain = contenders["runc"]
         bench.cast["runc-granted"] = replace(plain, name="runc-granted", template=granted(bench))
+        bench.cast |= network.contenders(where, contenders["shim"], options.runc)
         yield bench
     finally:
         _strike(bench)

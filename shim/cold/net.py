@@ -12,9 +12,10 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from hooks import host_state, records
+from hooks import host, host_rules, host_state, netlink, nft, records
 from hooks.grants import address_of
 from shim import kernel, policy, state
 from shim.audit import now
@@ -27,6 +28,7 @@ FOLLOW = 1.0  # seconds between two looks
 UNITS = {"s": 1, "m": 60, "h": 3600}
 MOST_SECONDS = 24 * 3600
 PROXIED = "by the proxy, if its list has it"
+LEARNED = "when the container has asked for it"
 
 
 def main(verb: str, words: list[str]) -> int:
@@ -112,12 +114,12 @@ def _why(words: list[str]) -> int:
     record = find(options.container)
     protocol, host, port = _peer(options.peer)
     pinned = (record.get("network") or {}).get("pins", {}).get(host.lower())
-    answers = [_proxied(record, protocol, host.lower(), port)]
+    answers = [_proxied(record, protocol, host.lower(), port) or _named(record, protocol, host.lower(), port)]
     if not answers[0]:
         answers = [_answer(record, protocol, address, port) for address in pinned or _addresses(host)]
     for answer in answers:
         print(json.dumps(answer) if options.json else "{peer}: {verdict}: {rule}{line}".format(**_padded(answer)))
-    return 0 if all(answer["verdict"] in ("allowed", PROXIED) for answer in answers) else 1
+    return 0 if all(answer["verdict"] in ("allowed", PROXIED, LEARNED) for answer in answers) else 1
 
 
 def _proxied(record: dict[str, Any], protocol: str, host: str, port: int) -> dict[str, str]:
@@ -129,6 +131,35 @@ def _proxied(record: dict[str, Any], protocol: str, host: str, port: int) -> dic
             rule = f"policy {record['policy']} leaves {kind}:{name}:{network_source.span(low, high)} to its proxy"
             return {"peer": _word(protocol, host, port), "verdict": PROXIED, "rule": rule, "allow": ""}
     return {}
+
+
+def _named(record: dict[str, Any], protocol: str, host: str, port: int) -> dict[str, str]:
+    """The answer for a name that is learned, {} for any other peer: whether one of its addresses, as this host finds
+    them now, is one that a container was answered with.
+    """
+    for kind, name, low, high in (record.get("network") or {}).get("learned", ()):
+        if kind == protocol and name == host and low <= port <= high:
+            rule = f"policy {record['policy']} grants {kind}:{name}:{network_source.span(low, high)}"
+            known = _learned(record, protocol, port)
+            try:
+                here = [one for one in _addresses(host) if one in known]
+            except Invalid:
+                here = []
+            verdict, at = ("allowed", f", which led to {', '.join(here)}") if here else (LEARNED, "")
+            return {"peer": _word(protocol, host, port), "verdict": verdict, "rule": rule + at, "allow": ""}
+    return {}
+
+
+def _learned(record: dict[str, Any], protocol: str, port: int) -> set[str]:
+    """The addresses that learned names have led to, of those that may be reached on a port."""
+    tag, found = host.tag(record["digest"]), set()
+    with netlink.Socket(netlink.NETFILTER) as kernels:
+        for number, (kind, low, high) in enumerate(host_rules.groups(record["network"].get("learned", ()))):
+            if kind == protocol and low <= port <= high:
+                with suppress(FileNotFoundError):
+                    asked = nft.list_elements(host.TABLE, host_rules.learned_set(tag, number))
+                    found |= {host.dotted(one[0]) for one in nft.elements(kernels.dump(asked))}
+    return found
 
 
 def _padded(answer: dict[str, str]) -> dict[str, str]:
@@ -155,6 +186,8 @@ def _answer(record: dict[str, Any], protocol: str, address: str, port: int) -> d
             verdict, rule, allow = "rejected", "the engine's resolver is shut", '[network] dns = "engine"'
     elif grant := _grant(section, protocol, here, port):
         verdict, rule, allow = "allowed", f"policy {record['policy']} grants {grant}", ""
+    elif section.get("learned") and str(here) in _learned(record, protocol, port):
+        verdict, rule, allow = "allowed", f"a name that policy {record['policy']} grants has led there", ""
     elif lease := _leased(record, protocol, address, port):
         verdict, rule, allow = "allowed", f"leased for {lease / 1000:.0f} s more", ""
     return {"peer": word, "verdict": verdict, "rule": rule, "allow": allow}
@@ -265,7 +298,7 @@ def _agent(record: dict[str, Any], leased: bool = False) -> bytes:
     text = record["network"].get("address", "")
     address = address_of(text) if text else b""
     if address and leased:
-        host_state.leased(host_state.DIRECTORY, record["policy"], address)
+        host_state.leased(host_state.DIRECTORY, record["network"]["profile"], address)
     return address
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from hooks import host, host_rules, host_state, nft
 from shim import state as records
-from shim.cold import bridges, net_others, net_up
+from shim.cold import bridges, net_others, net_up, resolver
 from shim.cold.net_up import Host
 from shim.errors import HostError, Refused, reason
 
@@ -84,8 +84,7 @@ def _collected(here: Host, profile: str, living: Callable[[], set[str]]) -> tupl
     try:
         taken = owners(here.directory, profile, living)
         dead = [name for name, lives in taken.items() if not lives]
-        for name in dead:
-            held.append(_held(place / name))
+        held += [fd for name in dead if (fd := _held(place / name)) is not None]
         stale = [one for one in elements(here, subnet) if not taken.get(str(_address(one)))]
         count = _dropped(here, [one for one, _ in stale])
         for name in dead:
@@ -102,9 +101,14 @@ def _collected(here: Host, profile: str, living: Callable[[], set[str]]) -> tupl
             os.close(one)
 
 
-def _held(path: Path) -> int:
-    """An address's file, locked: a poststop hook of its owner's that comes late waits, and then finds it gone."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def _held(path: Path) -> int | None:
+    """An address's file, locked: a poststop hook of its owner's that comes late waits, and then finds it gone. None
+    where that was faster.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
 
@@ -212,6 +216,7 @@ def _ended(here: Host, profile: str, mark: int) -> str:
     if not place.is_dir() and not (there and there.alias == net_up.ALIAS + profile):
         return ""
     subnet = _subnet(here, profile)
+    resolver.end(here.directory, profile)
     if there and there.alias == net_up.ALIAS + profile:
         try:
             bridges.delete(here.route, there.number)

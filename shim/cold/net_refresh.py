@@ -198,7 +198,7 @@ def _pinned_there(outside: netlink.Socket, agent: str) -> Iterator[Element]:
 
 def _pinned(agent: str, pinned: Iterable[Any]) -> Iterator[Element]:
     port = link.Port(0, bytes(4), 0, address_of(agent))
-    for _, name, key, last, _ in host.entries(port, "", pinned, (), ()):
+    for _, name, key, last, _ in host.entries(port, "", pinned, ()):
         if name in PINNED:
             yield name, key, last
 
@@ -262,7 +262,7 @@ def _tell_plan(record: Record, directory: str, pinned: set[Element], held: int) 
     if bridge is None:
         raise HostError("network", record["policy"], "no bridge", "that of the container", "agentshim net up")
     port = link.Port(0, address_of(bridge["gateway"]), 0, address_of(section["address"]))
-    fixed = host.entries(port, host.tag(record["digest"]), (), section.get("services", ()), section["publish"])
+    fixed = host.entries(port, host.tag(record["digest"]), (), section.get("services", ()))
     every = [one[:4] for one in fixed] + [(nft.INET, *one) for one in sorted(pinned)]
     undo = nft.mixed(host.drop(every))
     kept, name = Directory(state.DIRECTORY), state.name_of(record["root"], record["id"]) + state.LOCK
@@ -277,8 +277,8 @@ def _tell_plan(record: Record, directory: str, pinned: set[Element], held: int) 
 
 
 def _is_enter(step: plan.Step) -> bool:
-    """Whether it is the step of `hooks.host.enter`: the only one in the host's netfilter."""
-    return step.where == plan.HOST and step.family == netlink.NETFILTER
+    """Whether it is the step of `hooks.host.enter`: in the host's netfilter there are only doors beside it."""
+    return step.where == plan.HOST and step.family == netlink.NETFILTER and not step.room & plan.WHOLE
 
 
 def _done(record: Record, doors: list[Door], members: list[Record], section: Record, held: int) -> None:

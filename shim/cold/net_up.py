@@ -21,7 +21,7 @@ from typing import Any
 from hooks import host, host_rules, host_state, link, netlink
 from shim import wire
 from shim.bundle import Directory
-from shim.cold import bridges, net_others
+from shim.cold import bridges, net_others, resolver
 from shim.errors import HostError, Invalid, reason
 
 POOL = "10.207.0.0/16"
@@ -63,14 +63,18 @@ def up(
     where the bridge's name or subnet is another's, nft is missing, or the kernel does not take something.
     """
     net_others.nft_program()
+    learned = section.get("learned", [])
+    if learned:
+        resolver.program()
     with Host(directory) as here:
         state = here.state(profile)
         state.update(_named(profile), **_place(profile, state, here, ipaddress.IPv4Network(pool)))
-        state.update(tag=host.tag(digest), published=bool(section.get("publish")))
+        state.update(tag=host.tag(digest), published=bool(section.get("publish")), learned=bool(learned))
         _kept(here, profile, {**state, "index": 0}, host_rules.policy(state["tag"], section))
         load_rules(here, mark)
         state["index"] = _bridge(here, state)
         _settings(here, state, section, told)
+        resolver.up(here, state, learned, told)
         for line in net_others.accept():
             told(f"accepted for our bridges in {line}")
         here.write(f"{profile}/{host_state.BRIDGE}", wire.dumps(state))
@@ -279,7 +283,8 @@ def _settings(here: Host, state: dict[str, Any], section: dict[str, Any], told: 
     lives = any(Path(here.directory, state["profile"], host_state.ADDRESSES).glob("[0-9]*"))
     if state["published"] or not lives:
         _set(local, "1" if state["published"] else "0")
-    reached = section.get("outbound") or section.get("names") or section.get("icmp")
+    named = section.get("names") or section.get("learned")
+    reached = section.get("outbound") or named or section.get("icmp")
     outside = any(not one[0].startswith("127.") for one in section.get("publish", ()))
     if (reached or outside) and _set("ipv4/ip_forward", "1"):
         told("net.ipv4.ip_forward is on now: this host routes, also for others; it was off")

@@ -11,7 +11,7 @@ import base64
 import ipaddress
 from typing import Any
 
-from hooks import chains, lock, plan
+from hooks import chains, host_rules, lock, plan
 from shim.dim import network
 from shim.errors import Invalid
 
@@ -28,7 +28,7 @@ def _cidr(value: bytes, mask: bytes, size: int) -> str:
 NEVER = (*(_cidr(*one, 4) for one in chains.HARD4), *(_cidr(*one, 16) for one in chains.HARD6))
 # The host, its neighbours and other containers may be there: grantable for a reason that is given.
 PRIVATE = (
-    "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15",
+    "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15",
     "::1/128", "2002::/16", "64:ff9b:1::/48", "fc00::/7", "fec0::/10",
 )  # fmt: skip
 ANYWHERE = ("0.0.0.0/0", "2000::/3")
@@ -76,6 +76,8 @@ def expand(section: Any, reasoned: set[str]) -> Any:
         compiled["services"] = services
     if named and section.get("names") == "proxy":
         return {**compiled, "proxied": named}  # its word on them, not ours: nothing is resolved or granted
+    if section.get("names") == "learn":
+        return _learned(section, compiled, named)
     if named:  # what they lead to is known when a container starts
         compiled.update(names=named, public=[str(block) for block in public()])
         if any("." not in one[1] for one in named):
@@ -85,10 +87,39 @@ def expand(section: Any, reasoned: set[str]) -> Any:
     return compiled
 
 
+def _learned(section: dict[str, Any], compiled: dict[str, Any], named: list[list[Any]]) -> dict[str, Any]:
+    """The compiled section where names are asked for by the container, and their addresses known to the host's lock: it
+    may ask one resolver, which is at the gateway, and that answers these names.
+    """
+    if compiled["mode"] != "isolated":
+        todo = 'set mode = "isolated", or names = "pin"'
+        raise Invalid(network.NAME, "names", f"learn, in mode {compiled['mode']}", "mode isolated", todo)
+    if compiled["dns"]:
+        todo = 'drop dns = "engine", or set names = "pin"'
+        raise Invalid(network.NAME, "names", "learn, with another resolver", "one resolver", todo)
+    if not named:
+        raise Invalid(network.NAME, "names", "learn, without a name", "a name in outbound", 'drop names = "learn"')
+    for _, name, *_ in named:
+        if "." not in name:
+            todo = 'set names = "pin" for names of services on the engine\'s network'
+            raise Invalid(network.NAME, "outbound", name, "a name with a dot, where names are learned", todo)
+    if len(groups := host_rules.groups(named)) > host_rules.GROUPS:
+        todo = "let names share ports, or write ranges"
+        most = f"{host_rules.GROUPS} of them, for learned names"
+        raise Invalid(network.NAME, "outbound", f"{len(groups)} kinds of protocol and ports", most, todo)
+    services = [*compiled.get("services", []), *([protocol, 53, 53] for protocol in network.PROTOCOLS)]
+    wide = [str(block) for block in public() if block.version == 4]
+    unique = [list(one) for one in sorted({tuple(one) for one in named})]
+    return {**compiled, "learned": unique, "public": wide, "services": sorted(map(list, set(map(tuple, services))))}
+
+
 def _on_lan(section: dict[str, Any], mode: str, reasoned: set[str]) -> dict[str, Any]:
     """The compiled section of a network on a LAN: other agents there are grantable to nobody, as on a bridge."""
     if mode != "isolated":
         raise Invalid(network.NAME, "macvlan", f"mode {mode}", "mode isolated", 'set mode = "isolated"')
+    if section.get("names") == "learn":
+        todo = 'drop macvlan, or set names = "pin"'
+        raise Invalid(network.NAME, "macvlan", "names = learn beside it", "a network with the host's lock", todo)
     for key in ("publish", "host_services"):
         if section.get(key):
             todo = "reach the container at its own address (inbound), or drop macvlan: the host is not reached by it"

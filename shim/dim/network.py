@@ -80,9 +80,9 @@ def from_spec(spec: Spec, facts: Facts) -> Network:
 
 def from_policy(section: Section) -> Network:
     """The section's `outbound`: (protocol, CIDR, first port, last port); `names`: (protocol, name, first port, last
-    port), which lead into `public` or `siblings`; `inbound`: "any" or (protocol, first port, last port), `services`
-    likewise; `dns`, `icmp`. Mode "engine" filters nothing; the others say how the container comes by a network, not
-    what passes.
+    port), which lead into `public` or `siblings`, `learned` likewise; `inbound`: "any" or (protocol, first port, last
+    port), `services` likewise; `dns`, `icmp`. Mode "engine" filters nothing; the others say how the container comes by
+    a network, not what passes.
     """
     if section is None:
         return BOTTOM
@@ -93,7 +93,7 @@ def from_policy(section: Section) -> Network:
     # A name may lead to any public address, a sibling's to any private one: what it led to is in the lock.
     named = [
         (protocol, cidr, *ports)
-        for protocol, name, *ports in section.get("names", ())
+        for protocol, name, *ports in (*section.get("names", ()), *section.get("learned", ()))
         for cidr in section["public" if "." in name else "siblings"]
     ]
     for protocol, cidr, first, last in (*out, *named):

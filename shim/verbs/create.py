@@ -47,8 +47,8 @@ def run(call: Call, context: Context) -> int:
     facts.launcher, facts.locker = gate.launcher(), gate.program("agentshim-net")
     ceiling = product.from_policy(chosen.sections)
     locked = lock.decide(asked, ceiling, chosen.sections.get("network"), facts, config.mode, container)
-    if locked.hosts:
-        facts.hosts = (kernel.hosts_mount(state.hosts_path(root, container)),)
+    lent = ((state.HOSTS, locked.hosts), (state.RESOLVER, locked.resolver))
+    facts.hosts = tuple(kernel.hosts_mount(state.hosts_path(root, container, kind)) for kind, data in lent if data)
     # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
     pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else {}
     hooks = [facts.our_hook(root, container)] if any(pins.values()) else []
@@ -70,10 +70,12 @@ def run(call: Call, context: Context) -> int:
 
         record = {**_record(directory.path, config, chosen, made, pins), **told}
         record["network"] = locked.section
+        if address:
+            record["address"] = address
         if unseen:
             record["unseen"] = unseen
         waits = bool(unseen) and call.verb == "create"
-        state.claim(root, container, record, data, locked.plan, locked.hosts, waits)
+        state.claim(root, container, record, data, locked.plan, locked.hosts, waits, locked.resolver)
         entry.granted(audit.lowered(made), audit.objections(made, config.mode))
         directory.tidy(CONFIG)
         if out is not None and out != data:
@@ -82,7 +84,7 @@ def run(call: Call, context: Context) -> int:
         runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
     finally:  # nothing was run
         if address:
-            posix.unlink(address)
+            state.unlink(address)
 
 
 def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: dict[str, Any]) -> dict[str, Any]:

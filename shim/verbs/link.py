@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from hooks import host, host_state, link, lock, netlink, plan
 from hooks.grants import address_of
-from shim import hostpaths, state
+from shim import hostpaths, kernel, state
 from shim.dim import network
-from shim.errors import Refused
+from shim.errors import Refused, reason
 from shim.lattice import at
 from shim.verbs.lock import Lock
 
@@ -36,17 +36,32 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, owner: str) ->
     if "macvlan" in section:
         return _on_lan(locked, section, chosen, owner)
     section["publish"] = _picked(section.get("publish", []), spec)
+    _are_free(section["publish"])
     services = section.get("services", [])
     bridge = _bridge(chosen, config)
     address = host_state.take(host_state.DIRECTORY, chosen.name, owner)
     port = link.Port(bridge["index"], address_of(bridge["gateway"]), bridge["prefix"], address)
     section["gateway"] = bridge["gateway"]
     section["outbound"] = [*section["outbound"], *([p, bridge["gateway"], *ports] for p, *ports in services)]
-    section["address"] = host.dotted(address)
-    enter = host.enter(port, host.tag(chosen.digest), section["pinned"], services, section["publish"])
-    steps = (*lock.steps(section), enter, *link.steps(port, hostpaths.exists("/proc/net/if_inet6")))
+    section["address"], section["profile"] = host.dotted(address), chosen.name
+    enter = host.enter(port, host.tag(chosen.digest), section["pinned"], services)
+    made = (enter, *host.doors(port, section["publish"]), *link.steps(port, hostpaths.exists("/proc/net/if_inet6")))
+    steps = _kept((*lock.steps(_inside(section)), *made), section)
     file = f"{host_state.DIRECTORY}/{chosen.name}/{host_state.ADDRESSES}/{section['address']}"
-    return Lock(plan.encode(steps), section, locked.hosts, locked.link), file
+    resolver = locked.resolver and locked.resolver % bridge["gateway"].encode()
+    return Lock(plan.encode(steps), section, locked.hosts, locked.link, resolver), file
+
+
+def _inside(section: dict[str, Any]) -> dict[str, Any]:
+    """The section for the lock inside, which no resolver can fill: where names are learned, it lets through all public
+    addresses but the host's own, on the ports of these names. The host's lock has the addresses that they led to: it is
+    the exact one. So what is let through here for them is not in the record, as what the policy grants is.
+    """
+    if "learned" not in section:
+        return section
+    ports = sorted({(protocol, first, last) for protocol, _, first, last in section["learned"]})
+    wide = [(protocol, block, first, last) for protocol, first, last in ports for block in section["public"]]
+    return {**section, "outbound": [*section["outbound"], *network.without(wide, kernel.addresses())]}
 
 
 def _on_lan(locked: Lock, section: dict[str, Any], chosen: Policy, owner: str) -> tuple[Lock, str]:
@@ -56,9 +71,14 @@ def _on_lan(locked: Lock, section: dict[str, Any], chosen: Policy, owner: str) -
     address = host_state.take(LANS, chosen.name, owner)
     port = link.Port(parent, address_of(there["gateway"]), there["prefix"], address)
     section["on_lan"] = host.dotted(address)
-    steps = (*lock.steps(section), *link.on_lan(port, hostpaths.exists("/proc/net/if_inet6")))
+    steps = _kept((*lock.steps(section), *link.on_lan(port, hostpaths.exists("/proc/net/if_inet6"))), section)
     file = f"{LANS}/{chosen.name}/{host_state.ADDRESSES}/{section['on_lan']}"
     return Lock(plan.encode(steps), section, locked.hosts, locked.link), file
+
+
+def _kept(steps: tuple[plan.Step, ...], section: dict[str, Any]) -> tuple[plan.Step, ...]:
+    """With `auto` an engine's network is filtered where it is, all else is not what the policy wants."""
+    return steps if section["mode"] == "auto" else plan.required(steps)
 
 
 def _parent(profile: str, there: dict[str, Any]) -> int:
@@ -76,6 +96,22 @@ def _parent(profile: str, there: dict[str, Any]) -> int:
     from shim.cold import net_macvlan  # a few files: once for a policy
 
     return net_macvlan.up(profile, there)
+
+
+def _are_free(published: list[list[Any]]) -> None:
+    """Refused where a process of the host listens on what is to be published: its callers would come to the container."""
+    from _socket import AF_INET, SOCK_DGRAM, SOCK_STREAM, socket
+
+    for address, outside, _, protocol in published:
+        one = socket(AF_INET, SOCK_STREAM if protocol == "tcp" else SOCK_DGRAM)
+        try:
+            one.bind((address, outside))
+        except OSError as error:
+            asked = f"{address}:{outside}/{protocol}, {reason(error)}"
+            todo = "end what listens there, or publish another port"
+            raise Refused(network.NAME, "publish", asked, "a port of this host's that nobody has", todo) from None
+        finally:
+            one.close()
 
 
 def _picked(listed: list[list[Any]], spec: Spec) -> list[list[Any]]:

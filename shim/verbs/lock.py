@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 class Lock(Value):
     """`plan`: the file for the hook, b'' where nothing is to be done; `section`: what the network is filtered by, None
     for one that is not; `hosts`: the container's /etc/hosts, b'' where it stays as it is; `link`: 'isolated' or
-    'dead-end' where agentshim makes the network (`verbs.link`), '' where the engine does, or nobody.
+    'dead-end' where agentshim makes the network (`verbs.link`), '' where the engine does, or nobody; `resolver`: its
+    /etc/resolv.conf, likewise.
     """
 
-    __slots__ = ("plan", "section", "hosts", "link")
+    __slots__ = ("plan", "section", "hosts", "link", "resolver")
 
-    def __init__(self, plan: bytes, section: Section, hosts: bytes = b"", link: str = "") -> None:
+    def __init__(
+        self, plan: bytes, section: Section, hosts: bytes = b"", link: str = "", resolver: bytes = b""
+    ) -> None:
         self.plan = plan
         self.section = section
         self.hosts = hosts
         self.link = link
+        self.resolver = resolver
 
 
 OPEN = Lock(b"", None)
@@ -76,7 +80,8 @@ def _link(spec: Spec, section: dict[str, Any], there: str, engine: docker.Asked 
     and the engine makes its own.
     """
     wanted = section["mode"]
-    engines = there != namespaces.NEW or (engine is not None and engine.attaches)
+    # Without its files dockerd's hook alone tells that it is there: then it is taken to bring a network.
+    engines = there != namespaces.NEW or (engine.attaches if engine else docker.has_hook(spec))
     if wanted in ("isolated", "dead-end"):
         if not engines:
             return str(wanted)
@@ -100,6 +105,8 @@ def _published(engine: docker.Asked, mine: network.Network) -> None:
 def _filled(spec: Spec, section: dict[str, Any], facts: Facts, link: str, engine: docker.Asked | None) -> Lock:
     """The lock with what only this start knows: what names lead to, the host's name servers and addresses."""
     kept = {key: value for key, value in section.items() if key not in ("plan", "public", "siblings")}
+    if "learned" in section:  # whoever joins is measured by it
+        kept["public"] = section["public"]
     own = kernel.addresses()
     kept["outbound"] = network.without(section["outbound"], own)  # whoever means the host names its address
     if "plan" in section and not section["dns"] and not link and kept["outbound"] is section["outbound"]:
@@ -125,7 +132,8 @@ def _filled(spec: Spec, section: dict[str, Any], facts: Facts, link: str, engine
     if link:
         kept["pinned"] = found + [[p, one, 53, 53] for one in kept["resolvers"] for p in network.PROTOCOLS]
     kept["outbound"] = [*kept["outbound"], *found]
-    return Lock(b"" if link else plan.encode(lock.steps(kept)), kept, hosts, link)
+    resolver = names.RESOLVER if "learned" in section else b""
+    return Lock(b"" if link else plan.encode(lock.steps(kept)), kept, hosts, link, resolver)
 
 
 def _granted(spec: Spec, ceiling: Product, facts: Facts) -> str:

@@ -97,9 +97,10 @@ class HostLab(Lab):
         name = {A: self.a, B: self.b, ELSEWHERE: self.o}[address]
         bridge = self.bridges["other" if address == ELSEWHERE else "web"]
         here, end = packed(address), host_end(packed(address))
+        door = host.doors(self.port(address), grants.pop("published", ()))
         step = host.enter(self.port(address), bridge["tag"], **grants)
-        if elements:
-            self.ask(step.do)
+        for one in (step, *door) if elements else ():
+            self.ask(one.do)
         ip("-n", self.h, "link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", name)
         hardware, gateway = text(mac(here)), bridge["gateway"]
         self.batch(
@@ -123,7 +124,9 @@ class HostLab(Lab):
 
     def real(self, address: str, **grants: Any) -> None:
         """An agent comes in as a container's start does it: elements and link from one plan."""
-        steps = (host.enter(self.port(address), self.bridges["web"]["tag"], **grants), *link.steps(self.port(address)))
+        door = host.doors(self.port(address), grants.pop("published", ()))
+        enter = host.enter(self.port(address), self.bridges["web"]["tag"], **grants)
+        steps = (enter, *door, *link.steps(self.port(address)))
 
         def go() -> None:
             rooms = {}

@@ -96,7 +96,9 @@ def enter(lab: Bare, place: str, owner: str, made: dict[str, Any], **grants: Any
         address = host_state.take(place, made["profile"], owner)
         port = link.Port(made["index"], bytes(map(int, made["gateway"].split("."))), made["prefix"], address)
         with netlink.Socket(netlink.NETFILTER) as kernel:
-            kernel.ask(host.enter(port, made["tag"], **grants).do, 1)
+            door = host.doors(port, grants.pop("published", ()))
+            for step in (host.enter(port, made["tag"], **grants), *door):
+                kernel.ask(step.do, 1)
         return address
 
     address: bytes = inside(lab, go)
@@ -118,7 +120,7 @@ def test_a_bridge_as_it_should_be(lab: Bare, place: str) -> None:
     made, told = up(lab, place)
     assert made | {"index": 0} == {
         "profile": "web", "bridge": "as-web", "prefix": 22, "subnet": "10.207.0.0/22", "gateway": "10.207.0.1",
-        "tag": "0a" * 6, "published": False, "index": 0,
+        "tag": "0a" * 6, "published": False, "learned": False, "index": 0,
     }  # fmt: skip
     (shown,) = json.loads(
         subprocess.run(

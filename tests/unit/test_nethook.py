@@ -282,7 +282,7 @@ MALFORMED = {
     "room 2^32-1": with_u32(ONE, AT["room"], 0xFFFFFFFF),
     "room 2 with bits": with_u32(ONE, AT["room"], 2 | ONLY_EMPTY | KEEP),
     "room with the bit below": with_u32(ONE, AT["room"], HOST | 0x80),
-    "room with the bit above": with_u32(ONE, AT["room"], HOST | 0x400),
+    "room with the bit above": with_u32(ONE, AT["room"], HOST | 0x1000),
     "room with the highest bit": with_u32(ONE, AT["room"], HOST | 0x80000000),
     "family 1": with_u32(ONE, AT["family"], 1),
     "family 2^32-1": with_u32(ONE, AT["family"], 0xFFFFFFFF),
@@ -427,7 +427,7 @@ def is_whole(raw: bytes) -> bool:
     return not rest and 0 < count <= 4096
 
 
-NUMBERS = [0, 1, 2, 3, 4, 11, 12, 13, 15, 16, 17, 20, 36, 0x100, 0x101, 0x200, 0x201, 0x301, 0x302, 0x400]
+NUMBERS = [0, 1, 2, 3, 4, 11, 12, 13, 15, 16, 17, 20, 36, 0x100, 0x101, 0x200, 0x201, 0x301, 0x302, 0x400, 0x800, 0x1000]
 EDGES = st.sampled_from([*NUMBERS, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFC, 0xFFFFFFFF])
 
 
@@ -1178,6 +1178,8 @@ def test_it_holds_net_admin_and_nothing_else(probed: Stage, call: str) -> None:
         assert nets[0] == nets[1] == fds.pop(8)  # by which messages name it
     else:
         assert nets[0] == nets[2]
+        (pipe,) = (fd for fd, name in fds.items() if name.startswith("pipe:"))  # its stand-in waits at the other end
+        del fds[pipe]
     if call == "second with a lease":
         assert str(probed.scratch / "10.0.0.2") in fds.values()
         fds = {fd: name for fd, name in fds.items() if not name.startswith("/")}

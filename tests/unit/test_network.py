@@ -85,7 +85,7 @@ def test_an_unfiltered_network_is_above_any_filter() -> None:
 def test_what_nobody_may_be_granted_is_what_the_lock_denies() -> None:
     assert set(network_source.NEVER) == {
         "169.254.0.0/16", "100.100.100.200/32", "0.0.0.0/8", "224.0.0.0/3",
-        "fe80::/10", "ff00::/8", "fd00:ec2::254/128", "64:ff9b::a9fe:0/112",
+        "fe80::/10", "ff00::/8", "fd00:ec2::254/128", "fd20:ce::254/128", "64:ff9b::a9fe:0/112",
     }  # fmt: skip
 
 

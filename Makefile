@@ -106,13 +106,15 @@ faults: build
 
 # Byte code is compiled here, once, never at a container's start (the launcher passes -B). unchecked-hash: a copy or a
 # package that moves modification times must not make it stale and every start slow without a word. The new tree is
-# made beside the old one and swapped: an engine may call at any time.
+# made beside the old one and swapped: an engine may call at any time. Where a crash has come between the two moves, the
+# old one is the only whole one, and goes back first.
 NEW := $(DESTDIR)$(LIBDIR).new
 # Where each shell looks by itself, below PREFIX=/usr and /usr/local.
 BASH_COMPLETION := share/bash-completion/completions/agentshim
 ZSH_COMPLETION := share/zsh/site-functions/_agentshim
 FISH_COMPLETION := share/fish/vendor_completions.d/agentshim.fish
 install: build
+	if [ -e $(DESTDIR)$(LIBDIR).old ] && [ ! -e $(DESTDIR)$(LIBDIR) ]; then mv $(DESTDIR)$(LIBDIR).old $(DESTDIR)$(LIBDIR); fi
 	rm -rf $(NEW) $(DESTDIR)$(LIBDIR).old
 	install -d -m 755 $(DESTDIR)$(PREFIX)/bin $(NEW)
 	$(RUN) -B native/build.py --payload | tar -c -T - | tar -x -C $(NEW) --no-same-owner --no-same-permissions
@@ -138,8 +140,20 @@ install: build
 	install -m 755 native/build/agentshim $(DESTDIR)$(PREFIX)/bin/.agentshim.new
 	mv -f $(DESTDIR)$(PREFIX)/bin/.agentshim.new $(DESTDIR)$(PREFIX)/bin/agentshim
 
+# Files and directories of engines in which `agentshim install` writes. An engine that names a runtime that is gone
+# starts no container, and cannot stop those that run.
+ENGINE_FILES := $(addprefix $(DESTDIR)/etc/,docker/daemon.json containerd containers/containers.conf \
+	containers/containers.conf.d crio)
+FORCE ?=
 uninstall:
-	rm -rf $(DESTDIR)$(LIBDIR)
+	@named=$$(grep -rlsF --exclude='*.before-agentshim' -- '$(PREFIX)/bin/agentshim' $(ENGINE_FILES) || true); \
+	if [ -n "$$named" ]; then \
+		echo "make: agentshim is still named in:" $$named >&2; \
+		if [ "$(FORCE)" != 1 ]; then \
+			echo "make: first: agentshim uninstall ENGINE (or FORCE=1, and those engines run no container)" >&2; exit 1; \
+		fi; \
+	fi
+	rm -rf $(DESTDIR)$(LIBDIR) $(NEW) $(DESTDIR)$(LIBDIR).old $(DESTDIR)$(PREFIX)/bin/.agentshim.new
 	find $(DESTDIR)$(PREFIX)/bin -maxdepth 1 -name 'agentshim-*' -lname agentshim -delete
 	rm -f $(DESTDIR)$(PREFIX)/bin/agentshim $(DESTDIR)$(PREFIX)/share/man/man[58]/agentshim*.[58]
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION))

@@ -100,8 +100,9 @@ class World:
         """What sets and maps of the host hold for containers."""
         told = json.loads(self.inside(self.host, tool("nft"), "-j", "list", "ruleset").out)["nftables"]
         every = [one.get("set") or one.get("map") for one in told]
-        return [f"{one['name']} {key}" for one in every if one and not one["name"].startswith(("flows", "hosts_", "nets_", "learned_"))
-                for key in one.get("elem", ())]  # fmt: skip
+        of_policies = ("flows", "hosts_", "nets_", "learned_")
+        found = [one for one in every if one and not one["name"].startswith(of_policies)]
+        return [f"{one['name']} {key}" for one in found for key in one.get("elem", ())]
 
     def ports(self) -> list[str]:
         """The host's ends of links."""

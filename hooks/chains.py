@@ -135,9 +135,9 @@ def _open6(chains: Rules, icmp: bool) -> None:
     discovery = kind + compared(b"\x85", nft.LEAST) + compared(b"\x88", nft.MOST) + ACCEPT
     chains.update({"deny6": _deny(v6), "output6": [discovery, *_output(v6, icmp)]})
     chains["input6"] = [discovery, *_input(v6, icmp)]
-    # IPv6 takes any source (IPV6_FREEBIND needs no right): on lo a packet to itself would make conntrack believe that a
-    # stranger has called, and the answer go out; elsewhere it would go out in a neighbour's name. What the kernel itself
-    # answers by lo in a stranger's name is not new.
+    # IPv6 takes any source (IPV6_FREEBIND needs no right): on lo a packet to itself would make conntrack believe that
+    # a stranger has called, and the answer go out; elsewhere it would go out in a neighbour's name. What the kernel
+    # itself answers by lo in a stranger's name is not new.
     foreign = v6.here + NEW + nft.source_kind() + compared(_native(RTN_LOCAL), nft.UNEQUAL)
     chains["output"].insert(0, foreign + DROP)
     for name in ("output", "input"):

@@ -134,8 +134,8 @@ def _taken(place: str, mine: str, told: Bridge, last: int) -> tuple[bytes, int]:
 
 def forsaken(directory: str, profile: str, records: str) -> bool:
     """Whether one of a few addresses has an owner that is gone, without a look at the kernel: neither the process is
-    there that took it, nor what its record, in the directory `records`, says is the delegate's. Which few: a window that
-    our number chooses. A container that is just leaving may be taken for one that is gone: `net gc` looks again.
+    there that took it, nor what its record, in the directory `records`, says is the delegate's. Which few: a window
+    that our number chooses. A container that is just leaving may be taken for one that is gone: `net gc` looks again.
     """
     place = f"{directory}/{profile}/{ADDRESSES}"
     try:
@@ -156,7 +156,7 @@ def forsaken(directory: str, profile: str, records: str) -> bool:
 def _is_there(record: str) -> bool:
     try:
         told = wire.loads(read(record), "network", record)
-        return hostpaths.exists(f"{told['root']}/{told['id']}")  # type: ignore[index,call-overload]
+        return hostpaths.exists(f"{told['root']}/{told['id']}")  # type: ignore[index]
     except (OSError, ShimError, KeyError, TypeError):
         return False
 

@@ -50,9 +50,7 @@ def leases(namespace: str) -> list[Lease]:
     return sorted((*_told(key), timeout, expires) for key, _, timeout, expires, _, _ in every)
 
 
-def lease_add(
-    namespace: str, protocol: str, address: str, port: int, milliseconds: int, agent: bytes = b""
-) -> None:
+def lease_add(namespace: str, protocol: str, address: str, port: int, milliseconds: int, agent: bytes = b"") -> None:
     """Grant one address and port for so long, or for so long from now on where it is leased already. `agent`: its own
     address where the host has a lock of its own for it, which is opened first, and shut again where the other is not.
 

@@ -28,7 +28,6 @@ NAME = "audit.jsonl"
 FIRST = ("create", "run", "restore")  # what "refuse-create" refuses
 MOST_NAME, MOST_ERROR = 256, 1024  # characters
 NOTHING: list[str] = []
-ENGINES_FILE = 1 << 20  # bytes; dockerd's config.v2.json has 4 KiB
 TODO = "make room or mend the directory; audit_log in config.toml says what goes on without a record"
 
 # User-visible names that Kubernetes' runtimes and nerdctl write into annotations: the first group that is there.
@@ -128,12 +127,9 @@ def name_of(spec: dict[str, Any], container: str, directory: str) -> str:
     dockerd keeps it beside the hostname file that it mounts, conmon (podman) has it among its own arguments. Only a
     name to show: whoever may ask the engine for a container chooses it.
     """
-    own = f"/{container}/hostname"
-    for mount in spec.get("mounts") or ():
-        if mount.get("destination") == "/etc/hostname" and (mount.get("source") or "").endswith(own):
-            found = _of_docker(mount["source"][: -len("hostname")] + "config.v2.json")
-            if found:
-                return found
+    found = _of_docker(spec, container, directory)
+    if found:
+        return found
     if directory.endswith("/userdata"):
         words = _read(f"/proc/{posix.getppid()}/cmdline", 1 << 14).split(b"\0")
         if words[0].endswith(b"conmon") and b"-n" in words:
@@ -240,26 +236,37 @@ def _warn(text: str) -> None:
         posix.close(fd)
 
 
-def _of_docker(path: str) -> str:
-    """The name in dockerd's own file of a container; '' if it is not root's, or says none."""
-    try:
-        told: Any = wire.loads(_read(path, ENGINES_FILE, trusted=True), "audit", path)
-    except ShimError:
+def _of_docker(spec: dict[str, Any], container: str, directory: str) -> str:
+    """The name in dockerd's own file of this container; '' where what is mounted is not the engine's own, or others
+    than root can put something else there.
+    """
+    own = f"/{container}/hostname"
+    binds = [
+        mount
+        for mount in spec.get("mounts") or ()
+        if mount.get("destination") == "/etc/hostname" and (mount.get("source") or "").endswith(own)
+    ]
+    if not binds:
         return ""
-    name = told.get("Name") if isinstance(told, dict) else None
-    return cut(name.lstrip("/"), MOST_NAME) if isinstance(name, str) else ""
+    from shim import docker  # a create has it anyway, an exec does not
+
+    try:
+        root = hostpaths.join(directory, (spec.get("root") or {}).get("path") or "")
+        places = hostpaths.Places(directory, root)
+        sources = {mount["source"]: places.classify(mount["source"]) for mount in binds}
+        return cut(docker.name({"mounts": binds}, sources, container), MOST_NAME)
+    except ShimError:
+        return ""  # only a name to show
 
 
-def _read(path: str, most: int, trusted: bool = False) -> bytes:
-    """The first bytes of a file, b'' if there is none, or if `trusted` is asked and it is not root's alone."""
+def _read(path: str, most: int) -> bytes:
+    """The first bytes of a regular file, b'' if there is none."""
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK)
     except OSError:
         return b""
     try:
-        there = posix.fstat(fd)
-        fine = S_ISREG(there.st_mode) and (hostpaths.is_roots(there) or not trusted)
-        return posix.read(fd, most) if fine else b""
+        return posix.read(fd, most) if S_ISREG(posix.fstat(fd).st_mode) else b""
     except OSError:
         return b""
     finally:

@@ -92,7 +92,6 @@ class Directory:
             todo = "make room, or make the file system writable"
             raise HostError("bundle", f"{self.path}/{name}", reason(error), "a writable disk", todo) from None
 
-
     def tidy(self, name: str) -> None:
         """Removes what `replace` of a process that was killed has left beside `name`."""
         start = f".{name}.agentshim-"

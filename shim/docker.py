@@ -62,6 +62,13 @@ def has_hook(spec: Spec) -> bool:
     return any((one.get("args") or [""])[0] == "libnetwork-setkey" for one in every)
 
 
+def name(spec: Spec, sources: dict[str, Source], container: str) -> str:
+    """The name that Docker's files give this container, '' where it is not Docker's, or they say none."""
+    directory = _directory(spec, sources, container)
+    found = (_read(directory, "config.v2.json") or {}).get("Name") if directory else None
+    return found.lstrip("/") if isinstance(found, str) else ""
+
+
 def siblings(asked: Asked, wanted: set[str]) -> dict[str, list[str]]:
     """Name -> addresses, on the networks that this container joins, of the running containers that answer to it there:
     by the container's name or an alias, which compose gives to services. Names that nobody answers to are left out.

@@ -269,7 +269,7 @@ def _sweep(directory: bundle.Directory, kept: str) -> None:
     for name in (names[start:] + names[:start])[:SWEEP]:
         try:
             record = _load(directory, name)
-            lives = record is not None and (_in_use(record["root"], record["id"], record) or _is_leaving(record))
+            lives = record is not None and (_in_use(record["root"], record["id"], record) or is_leaving(record))
         except HostError:
             lives = True  # for all that we know
         for suffix in () if lives else (RECORD, ASKED, LOCK, HOSTS, RESOLVER, LEASES):
@@ -293,7 +293,7 @@ def _tidy(directory: bundle.Directory, kept: str = "") -> None:
             unlink(name, directory.fd)
 
 
-def _is_leaving(record: dict[str, Any]) -> bool:
+def is_leaving(record: dict[str, Any]) -> bool:
     """Whether its poststop hook, which reads the plan, has not given back the container's address yet."""
     return bool(record.get("address")) and hostpaths.exists(record["address"])
 

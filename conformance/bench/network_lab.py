@@ -187,11 +187,12 @@ class Ours:
         """The hook's two calls for a new container, ready to be run: its network is built, and taken back."""
         packed = self.address()
         port = link.Port(self.bridge["index"], address_of(self.bridge["gateway"]), self.bridge["prefix"], packed)
-        enter = host.enter(port, self.bridge["tag"], published=self.section["publish"] if published else ())
+        doors = host.doors(port, self.section["publish"] if published else ())
+        enter = (host.enter(port, self.bridge["tag"]), *doors)
         name = f"plan-{self.count}"
         state, lease, script = (self.folder / f"{name}.{kind}" for kind in ("state", "lease", "plan"))
         inside = {**self.section, "inbound": INBOUND if published else [], "address": host.dotted(packed)}
-        steps = (*lock.steps(inside), enter, *link.steps(port))
+        steps = (*lock.steps(inside), *enter, *link.steps(port))
         script.write_bytes(plan.encode(steps))
         state.write_text(json.dumps({"ociVersion": "1.0.2", "id": name, "pid": guest.pid, "bundle": "/"}))
         lease.write_text(f"{name}\n")

@@ -10,6 +10,7 @@ thinks for 10 ms first, as we do, would step out of that shadow and seem 12 ms s
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -137,7 +138,8 @@ def granted(bench: Bench, asked: bytes | None = None) -> bytes:
         spec = json.loads((container.bundle / "config.json").read_bytes())
         for kind, hooks in spec.get("hooks", {}).items():  # a plan of ours is one container's
             spec["hooks"][kind] = [one for one in hooks if one["args"][0] != "agentshim-net"]
-        return json.dumps(spec).encode().replace(container.name.encode(), docker.ID.encode())
+        told: bytes = json.dumps(spec).encode()
+        return told.replace(container.name.encode(), docker.ID.encode())
     finally:
         container.discard()
 

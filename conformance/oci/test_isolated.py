@@ -142,6 +142,46 @@ def test_a_port_is_published_on_the_hosts_loopback(runtime: Runtime, world: Worl
     assert address
 
 
+def test_a_door_stays_whose_it_is(runtime: Runtime, world: World, bundle: Maker) -> None:
+    """Who is refused because a port is published already must not take that door along at its end."""
+    started(runtime, bundle, "c", "sh", "-c", "while :; do echo served | nc -l -p 8080; done")
+    before = world.elements()
+    assert any(one.startswith("published") for one in before)
+    refused = runtime.call("create", "--bundle", str(bundle(config(runtime, "true")).path), "thief")
+    assert refused.code != 0, "another container has this door"
+    runtime.call("delete", "--force", "thief")
+    shim(runtime, "net", "gc")
+    assert world.elements() == before
+
+
+def test_a_port_that_somebody_listens_on_is_not_published(runtime: Runtime, world: World, bundle: Maker) -> None:
+    world.serve(world.host, 18080)
+    refused = runtime.call("create", "--bundle", str(bundle(config(runtime, "true")).path), "c")
+    assert refused.code == 1 and "127.0.0.1:18080/tcp" in refused.err, str(refused)
+    assert world.elements() == []
+
+
+def test_a_network_that_a_hook_makes_is_not_isolated(runtime: Runtime, world: World, bundle: Maker) -> None:
+    """Not told beforehand by anything: the native hook finds it."""
+    program = runtime.room.base / "engines-hook"
+    program.write_text(
+        "#!/bin/sh\npid=$(sed 's/.*\"pid\": *//; s/[^0-9].*//')\n"
+        f"{tool('ip')} link add eng0 type dummy && {tool('ip')} link set eng0 netns $pid &&"
+        f" nsenter --net=/proc/$pid/ns/net {tool('ip')} link set eng0 up\n"
+    )
+    program.chmod(0o755)
+    allow = f'\n[hooks]\nadd = [{{ path = "{program}", why = "a test of engines", doc = "https://example.com" }}]\n'
+    (runtime.room.base / "config" / "policies" / "cell.toml").write_text(POLICY + allow)
+    hook = {"path": str(program), "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}
+    asks = {**config(runtime, "true"), "hooks": {"prestart": [hook]}}
+    refused = runtime.call("create", "--bundle", str(bundle(asks).path), "c")
+    assert refused.code != 0
+    assert "a network that an engine has made" in refused.err or "agentshim-net` (exit code: 1)" in refused.err, refused
+    assert runtime.status("c") == ""
+    shim(runtime, "net", "gc")
+    assert world.elements() == []
+
+
 def test_two_of_a_kind_do_not_see_each_other(runtime: Runtime, world: World, bundle: Maker) -> None:
     (runtime.room.base / "config" / "policies" / "cell.toml").write_text(POLICY.replace("publish", "# publish"))
     started(runtime, bundle, "a", "sh", "-c", "while :; do echo served | nc -l -p 8080; done")
@@ -163,7 +203,7 @@ def test_the_end_leaves_nothing(runtime: Runtime, world: World, bundle: Maker) -
     runtime.must("delete", "--force", "c")
     assert world.elements() == []
     folder = "/run/agentshim/net/cell/addresses"
-    assert [one for one in runtime.room.run(["ls", folder]).out.split()] == []
+    assert runtime.room.run(["ls", folder]).out.split() == []
     wait_for(lambda: not world.ports(), 5, "the link to go with its namespace")
 
 
@@ -233,7 +273,8 @@ def test_a_lease_opens_both_locks_and_the_kernel_shuts_them(runtime: Runtime, wo
 
 def test_a_stream_ends_with_its_lease(runtime: Runtime, world: World, bundle: Maker) -> None:
     """Established, and cut in both directions."""
-    started(runtime, bundle, "c", "sh", "-c", f"sleep 2; while :; do echo tick; sleep 0.2; done | nc {OTHER} 8080; sleep 1000")
+    ticks = "while :; do echo tick; sleep 0.2; done"
+    started(runtime, bundle, "c", "sh", "-c", f"sleep 2; {ticks} | nc {OTHER} 8080; sleep 1000")
     told = shim(runtime, "lease", "egress", "c", f"tcp:{OTHER}:8080", "--ttl", "4s", "--why", "a test of leases")
     assert told.code == 0, str(told)
 
@@ -257,7 +298,8 @@ def test_what_a_kill_leaves_is_collected(runtime: Runtime, world: World, bundle:
     made = bundle(config(runtime, "true"))
     argv = ["nsenter", f"--net=/run/netns/{world.host}", "strace", "-f", "-qq", "-o", "/dev/null", "-e"]
     launcher = f"{runtime.room.base}/bin/agentshim-cell"
-    runtime.room.run([*argv, f"inject={inject}", launcher, *runtime.options(), "create", "--bundle", str(made.path), "k"])
+    create = [launcher, *runtime.options(), "create", "--bundle", str(made.path), "k"]
+    runtime.room.run([*argv, f"inject={inject}", *create])
     assert runtime.status("k") == ""
     assert shim(runtime, "net", "gc").code == 0
     assert runtime.room.run(["ls", "/run/agentshim/net/cell/addresses"]).out.split() == []

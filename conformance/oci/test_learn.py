@@ -22,7 +22,7 @@ import pytest
 from conformance.engines.images import tool
 from conformance.oci.cli import Runtime
 from conformance.oci.conftest import Maker
-from conformance.oci.test_isolated import POLICY, asked, gateway_of, runtime, shim, started, world
+from conformance.oci.test_isolated import POLICY, asked, config, gateway_of, runtime, shim, started, world
 from conformance.room import wait_for
 from conformance.world import HOST, NEIGHBOUR, World
 
@@ -121,6 +121,21 @@ def test_a_name_is_asked_for_and_then_reached(learning: Runtime, world: World, b
     assert f"allowed tcp to {FAR}:8080" in shim(learning, "flows", "c").out
 
 
+def test_an_engines_resolver_is_covered(learning: Runtime, world: World, bundle: Maker, internet: Path) -> None:
+    """Docker mounts a resolv.conf of its own, whatever the network."""
+    asks = config(learning, "sleep", "1000")
+    lent = learning.room.base / "lent"
+    lent.mkdir(exist_ok=True)
+    (lent / "resolv.conf").write_text(f"nameserver {SERVER}\n")
+    for source, place in ((lent / "resolv.conf", "/etc/resolv.conf"), (lent, "/lent")):
+        asks["mounts"].append({"destination": place, "type": "bind", "source": str(source), "options": ["rbind", "rw"]})
+    learning.must("create", "--bundle", str(bundle(asks).path), "c")
+    learning.must("start", "c")
+    assert look(learning, "c", NAME)[0] == 0
+    assert gateway_of(learning, "c") in learning.must("exec", "c", "cat", "/etc/resolv.conf")
+    assert learning.call("exec", "c", "sh", "-c", "echo > /etc/resolv.conf").code != 0, "it is not writable"
+
+
 def test_nothing_else_is_asked(learning: Runtime, world: World, bundle: Maker, internet: Path) -> None:
     started(learning, bundle, "c")
     for name in ("other.lab.example", f"below.{NAME}", "secret.example.net"):
@@ -217,8 +232,6 @@ def test_the_end_of_the_bridge_is_its_end(learning: Runtime, world: World, bundl
 
 
 def test_a_host_without_dnsmasq_is_told(learning: Runtime, bundle: Maker) -> None:
-    from conformance.oci.test_isolated import config
-
     program = tool("dnsmasq")
     learning.room.run(["mount", "--bind", "/dev/null", program])
     try:

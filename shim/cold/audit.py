@@ -14,6 +14,7 @@ import os
 import stat
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,6 +23,9 @@ from shim import audit, policy
 from shim.errors import HostError, Invalid, reason
 
 FOLLOW = 0.5  # seconds between two looks
+MOST_TAIL = 100_000  # records; all of them are held
+MOST_LINE = 1 << 20  # bytes; no record of ours is a tenth of that
+UNREAD = (".xz", ".zst", ".bz2", ".lz4", ".Z")  # what logrotate may be told to compress with
 SHOWN = 300  # characters of a line that is no record
 # What a line for people says in words of its own; every other key of ours follows as it is.
 LOSSES = {"agentshim.lowered": "lowered", "agentshim.would_lose": "would lower"}
@@ -43,21 +47,44 @@ def main(words: list[str]) -> int:
     to_any_terminal()
     log = Log()
     if options.verb == "tail":
-        if options.n < 0:
-            raise Invalid("audit", "-n", str(options.n), "a number from 0", "write it like -n 20")
-        _say(deque(log.lines(not options.follow), options.n), options.json)
+        if not 0 <= options.n <= MOST_TAIL:
+            raise Invalid("audit", "-n", str(options.n), f"a number from 0 to {MOST_TAIL}", "write it like -n 20")
+        _say(_last(log, options.n, not options.follow), options.json)
         return _follow(log, options, None)
-    every = [*rotated(), *log.lines(not options.follow)]
-    wanted = _ids(every, options.container)
-    _say((line for line in every if _id(line) in wanted), options.json)
+    # Read twice, instead of keeping all of it: first for the ids that are meant.
+    wanted = _ids(_all(log, True), options.container)
+    log.rewind()
+    _say((line for line in _all(log, not options.follow) if _id(line) in wanted), options.json)
     return _follow(log, options, wanted)
 
 
-def write(action: str, record: dict[str, Any], **more: Any) -> None:
-    """Records what a person did to a container. HostError if it cannot be written and config.toml refuses that."""
+def _all(log: Log, whole: bool) -> Iterator[str]:
+    """Every line that there is, oldest first. The log is opened before others are: it may be rotated meanwhile."""
+    log.open()
+    for name in _rotated(log.identity()):
+        yield from _older(name)
+    yield from log.lines(whole)
+
+
+def _last(log: Log, number: int, whole: bool) -> Iterator[str]:
+    """The last lines; what the log lacks, just rotated, the newest rotated file has."""
+    log.open()
+    names = _rotated(log.identity())
+    found = deque(log.lines(whole), number)
+    before = deque(_older(names[-1]), number - len(found)) if names and len(found) < number else ()
+    yield from (*before, *found)
+
+
+def write(action: str, record: dict[str, Any], failed: Exception | None = None, **more: Any) -> None:
+    """Records what a person did to a container, or that it `failed`. HostError if it cannot be written and config.toml
+    refuses that.
+    """
     entry = audit.Entry(action, record["id"])
     entry.of(record["root"], record)
     fields = {**entry.fields, "event.outcome": "success", "user.id": os.getuid()}
+    if failed is not None:
+        message = audit.cut(str(failed), audit.MOST_ERROR)
+        fields |= {"event.outcome": "failure", "error.type": type(failed).__name__, "error.message": message}
     loose = policy.config().audit_log
     if loose == "off":
         return
@@ -76,11 +103,26 @@ class Log:
         self._fd = -1
         self._part = b""
 
+    def open(self) -> None:
+        """Opens the file, if it is there and is not open. HostError."""
+        if self._fd < 0:
+            self._fd = _opened(f"{audit.DIRECTORY}/{audit.NAME}")
+
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the open file; (0, 0) without one."""
+        there = os.fstat(self._fd) if self._fd >= 0 else None
+        return (there.st_dev, there.st_ino) if there else (0, 0)
+
+    def rewind(self) -> None:
+        """Begins the open file again."""
+        if self._fd >= 0:
+            os.lseek(self._fd, 0, os.SEEK_SET)
+        self._part = b""
+
     def lines(self, whole: bool = False) -> Iterator[str]:
         """What is new since the last look; with `whole`, what is behind the last line's end, too. HostError."""
         path = f"{audit.DIRECTORY}/{audit.NAME}"
-        if self._fd < 0:
-            self._fd = _opened(path)
+        self.open()
         yield from self._read()
         if self._fd >= 0 and self._is_rotated(path):
             yield from self._read()  # written while we looked
@@ -112,22 +154,40 @@ class Log:
         return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
 
 
-def rotated() -> Iterator[str]:
-    """The lines of older files, oldest first: what logrotate leaves, compressed by gzip or not."""
-    names = [name for name in glob.glob(f"{audit.DIRECTORY}/{audit.NAME}?*") if os.path.isfile(name)]
-    for name in sorted(names, key=lambda one: os.stat(one).st_mtime_ns):
+def _rotated(now: tuple[int, int]) -> list[str]:
+    """The older files, oldest first, without the one that is `now` read as the log: it was renamed just now."""
+    found = []
+    for name in glob.glob(f"{glob.escape(audit.DIRECTORY)}/{audit.NAME}?*"):
         try:
-            with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
-                yield from (_text(line) for line in file.read().split(b"\n") if line)
-        except (OSError, EOFError) as error:
-            sys.stderr.write(f"not read: {name}: {error}\n")
+            there = os.stat(name)
+        except OSError:
+            continue  # renamed or removed meanwhile
+        if stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) != now:
+            found.append((there.st_mtime_ns, name))
+    return [name for _, name in sorted(found)]
+
+
+def _older(name: str) -> Iterator[str]:
+    """The lines of an older file: what logrotate leaves, compressed by gzip or not. One that cannot be read to its end
+    is told, and gives what could be.
+    """
+    if name.endswith(UNREAD):
+        sys.stderr.write(f"not read: {printable(name)}: only gzip is; unpack it\n")
+        return
+    try:
+        with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
+            while line := file.readline(MOST_LINE):
+                if line != b"\n":
+                    yield _text(line.rstrip(b"\n"))
+    except (OSError, EOFError, zlib.error) as error:
+        sys.stderr.write(f"not read: {printable(name)}: {printable(error)}\n")
 
 
 def told(line: str) -> dict[str, Any] | None:
     """The record that a line is; None if it is torn, or none of ours."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and "@timestamp" in found else None
 
@@ -148,7 +208,8 @@ def sentence(record: dict[str, Any]) -> str:
     say = {key: printable(value) for key, value in record.items()}
     action = say.get("event.action", "?")
     outcome = {"success": " granted", "failure": " refused"}.get(say.get("event.outcome", ""), " ?")
-    words = [f"{say['@timestamp']} {action}{'' if action.startswith(('lease_', 'pin_')) else outcome}", _who(say)]
+    is_plain = action.startswith(("lease_", "pin_")) and outcome != " refused"
+    words = [f"{say['@timestamp']} {action}{'' if is_plain else outcome}", _who(say)]
     if "rule.ruleset" in say:
         mode = say.get("agentshim.mode", "enforce")
         words.append(
@@ -202,18 +263,26 @@ def _id(line: str) -> str:
     return str((told(line) or {}).get("container.id", ""))
 
 
-def _ids(lines: list[str], subject: str) -> set[str]:
-    """The ids that a person means by an id, a name (all that had it), or a unique prefix. Invalid if there is none."""
-    known = [record for record in map(told, lines) if record is not None and record.get("container.id")]
-    for key in ("container.id", "container.name"):
-        found = {str(one["container.id"]) for one in known if one.get(key) == subject}
-        if found:
-            return found
-    found = {str(one["container.id"]) for one in known if str(one["container.id"]).startswith(subject)}
-    if len(found) == 1:
-        return found
-    asked = f"{subject} ({len(found)} containers)" if found else subject
-    todo = "give more of its id" if found else "see `agentshim audit tail`"
+def _ids(lines: Iterable[str], subject: str) -> set[str]:
+    """The ids that a person means by an id or a name (all that had it), or by a unique prefix. Invalid if there is
+    none. An id that is another one's name, which its owner chose, hides nothing: both are meant, and that is said.
+    """
+    by_id, by_name, by_prefix = set(), set(), set()
+    for record in map(told, lines):
+        one = str((record or {}).get("container.id") or "")
+        if record is None or not one:
+            continue
+        by_id |= {one} if one == subject else set()
+        by_name |= {one} if record.get("container.name") == subject else set()
+        by_prefix |= {one} if one.startswith(subject) else set()
+    if by_id and by_name - by_id:
+        sys.stderr.write(f"note: {printable(subject)} is an id, and the name of another container: both are shown\n")
+    if by_id or by_name:
+        return by_id | by_name
+    if len(by_prefix) == 1:
+        return by_prefix
+    asked = f"{subject} ({len(by_prefix)} containers)" if by_prefix else subject
+    todo = "give more of its id" if by_prefix else "see `agentshim audit tail`"
     raise Invalid("audit", "CONTAINER", asked, "one container that has records", todo)
 
 

@@ -58,6 +58,9 @@ def main(words: list[str]) -> int:
                 time.sleep(FOLLOW)
             for record in kernel.records() if live.missing else live.records(FOLLOW):
                 _calls(one, [record], options.json, serials)
+            if live.lost:
+                live.lost = False
+                sys.stderr.write("note: the audit socket was too full: some denials, of any process, were not seen\n")
             _network(one, options.json, shown)
     except KeyboardInterrupt:
         pass  # how a person ends it
@@ -83,17 +86,31 @@ class Container:
         if ticks and _epoch(ticks) <= record.when + SLACK:
             there = _groups(record.pid)
             if there or not self.groups:
-                return SURE if self._is_in(record.pid, there) else NO
+                return self._is_in(record.pid, there)
             # Its end has begun: it has left its groups of version 1.
         return MAYBE if record.exe and self._holds(record.exe) else NO
 
-    def _is_in(self, pid: int, there: set[str]) -> bool:
-        """Whether a process in the control groups `there` is in this container's or below: in all of them, for a host
-        in a container has some in common with everybody. Where there are none, its mounts decide.
+    def _is_in(self, pid: int, there: set[str]) -> str:
+        """Whether a process in the control groups `there` is this container's: SURE, MAYBE, NO. Namespaces that it has
+        in common with the container are none of the host's; where there are no groups, its mounts decide.
         """
-        if self.groups:
-            return all(any(one == own or one.startswith(own + "/") for one in there) for own in self.groups)
-        return bool(self.init) and _mounts(pid) == _mounts(self.init) != ""
+        mounts, pids = (self._shares(pid, kind) for kind in ("mnt", "pid"))
+        if not self.groups:
+            return SURE if mounts else NO
+        if _within(there, self.groups):
+            return SURE
+        # An init that is a manager itself (systemd, that of dind) has left the group that create set up for one below.
+        created = {_trimmed(one) for one in self.groups}
+        if created != self.groups and _within(there, created):
+            own = self.record["id"]  # cgroupfs: ID; systemd: ENGINE-ID.scope
+            is_named = any(one.endswith((f"/{own}", f"-{own}.scope")) for one in created)
+            return SURE if is_named or mounts or pids else MAYBE
+        return MAYBE if mounts or pids else NO
+
+    def _shares(self, pid: int, kind: str) -> bool:
+        """Whether a process and the container's first have a namespace in common that is not our own."""
+        one = _namespace(pid, kind)
+        return bool(self.init and one) and one == _namespace(self.init, kind) != _namespace(os.getpid(), kind)
 
     def _holds(self, exe: str) -> bool:
         """Whether the program is in the container's root; a path that the kernel writes has no links in it."""
@@ -253,9 +270,22 @@ def _groups(pid: int) -> set[str]:
     return {line for line in lines if not line.endswith(":/") and not ended}
 
 
-def _mounts(pid: int) -> str:
+def _within(there: set[str], groups: set[str]) -> bool:
+    """Whether `there` are these groups or below them: in all of them, for a host in a container has some in common with
+    everybody.
+    """
+    return all(any(one == own or one.startswith(own + "/") for one in there) for own in groups)
+
+
+def _trimmed(group: str) -> str:
+    """A group without the part that an init makes for itself (systemd: init.scope; dind: init)."""
+    head, _, last = group.rpartition("/")
+    return head if last in ("init.scope", "init") and not head.endswith(":") else group
+
+
+def _namespace(pid: int, kind: str) -> str:
     try:
-        return os.readlink(f"/proc/{pid}/ns/mnt")
+        return os.readlink(f"/proc/{pid}/ns/{kind}")
     except OSError:
         return ""
 

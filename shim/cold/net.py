@@ -10,6 +10,7 @@ import argparse
 import ipaddress
 import json
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,11 +23,15 @@ from shim.audit import now
 from shim.cold import audit, compile, leases, network_source
 from shim.cold.explain import find
 from shim.dim import network
-from shim.errors import HostError, Invalid, Refused
+from shim.errors import HostError, Invalid, Refused, ShimError
 
 FOLLOW = 1.0  # seconds between two looks
 UNITS = {"s": 1, "m": 60, "h": 3600}
 MOST_SECONDS = 24 * 3600
+# What a fresh network namespace has by itself: lo, and what modules of tunnels put into each (net/ipv4, net/ipv6).
+LINKS_OF_EVERYBODY = {
+    "lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0",
+}  # fmt: skip
 PROXIED = "by the proxy, if its list has it"
 LEARNED = "when the container has asked for it"
 
@@ -238,14 +243,53 @@ def _granted(options: argparse.Namespace) -> int:
     addresses = _addresses(host)
     for address in addresses:
         _bounded(protocol, address, port, named=address != host)
+    _carried(record)
     leases.settle(record)
     leases.granted(record, options.peer, addresses, seconds)
-    for address in addresses:
-        audit.write("lease_granted", record, peer=f"{protocol}:{address}:{port}", ttl=seconds, why=options.why)
-        agent = _agent(record, leased=True)
-        records.lease_add(_namespace(record), protocol, address, port, seconds * 1000, agent)
-        print(f"{record['id'][:12]} may reach {protocol}:{address}:{port} for {seconds} s")
+    try:
+        for address in addresses:
+            _let(record, (protocol, address, port), seconds, options.why)
+    except (ShimError, OSError):
+        _forget(record, options.peer, [(protocol, address, port) for address in addresses])
+        raise
     return 0
+
+
+def _let(record: dict[str, Any], peer: tuple[str, str, int], seconds: int, why: str) -> None:
+    """Grants one lease, once it is recorded. What the kernel refuses after that is recorded as well."""
+    protocol, address, port = peer
+    told = {"peer": f"{protocol}:{address}:{port}", "ttl": seconds, "why": why}
+    audit.write("lease_granted", record, **told)
+    try:
+        records.lease_add(_namespace(record), *peer, seconds * 1000, _agent(record, leased=True))
+    except (ShimError, OSError) as error:
+        try:
+            audit.write("lease_granted", record, failed=error, **told)
+        except HostError as trouble:  # what failed first is what is raised
+            sys.stderr.write(f"not recorded: {trouble}\n")
+        raise
+    print(f"{record['id'][:12]} may reach {told['peer']} for {seconds} s")
+
+
+def _forget(record: dict[str, Any], asked: str, peers: list[tuple[str, str, int]]) -> None:
+    """Takes off the list of leases those that the kernel does not have: they have not been, so they do not expire."""
+    with suppress(ShimError, OSError):
+        there = {one[:3] for one in records.leases(_namespace(record))}
+        leases.revoked(record, asked, [address for protocol, address, port in peers
+                                       if (protocol, address, port) not in there])  # fmt: skip
+
+
+def _carried(record: dict[str, Any]) -> None:
+    """Refused where nothing can leave the container, whatever is leased: it would be a promise, and no more."""
+    mode = record["network"].get("mode")
+    if mode == "dead-end":
+        todo = 'set [network] mode = "isolated", and start it again'
+        raise Refused("lease", "CONTAINER", f"{record['id']}, mode dead-end", "a network with a way out", todo)
+    with open(f"/proc/{state.init_of(record)}/net/dev", encoding="ascii", errors="replace") as file:
+        links = {line.partition(":")[0].strip() for line in file.readlines()[2:]}
+    if not links - LINKS_OF_EVERYBODY:
+        todo = "start it again with a network: a policy that grants something, or one of the engine's"
+        raise Refused("lease", "CONTAINER", f"{record['id']}, which has only lo", "a network with a way out", todo)
 
 
 def _revoked(options: argparse.Namespace) -> int:
@@ -255,11 +299,16 @@ def _revoked(options: argparse.Namespace) -> int:
     # What the name led to when it was granted; now it may lead elsewhere.
     addresses = leases.addresses(record, options.peer) or _addresses(host)
     ended = [address for address in addresses if (protocol, address, port) in there]
-    for address in ended:
-        records.lease_del(_namespace(record), protocol, address, port, _agent(record))
-        audit.write("lease_revoked", record, peer=f"{protocol}:{address}:{port}")
-        print(f"{record['id'][:12]} may no longer reach {protocol}:{address}:{port}")
-    leases.revoked(record, options.peer, ended)
+    done: list[str] = []
+    try:
+        for address in ended:
+            records.lease_del(_namespace(record), protocol, address, port, _agent(record))
+            done.append(address)
+    finally:  # whatever failed: what has ended is off the list, then recorded
+        leases.revoked(record, options.peer, done)
+        for address in done:
+            print(f"{record['id'][:12]} may no longer reach {protocol}:{address}:{port}")
+            audit.write("lease_revoked", record, peer=f"{protocol}:{address}:{port}")
     if not ended:
         raise Invalid("lease", "PEER", options.peer, "a lease that runs", "see `agentshim lease list`")
     return 0

@@ -28,7 +28,8 @@ def _cidr(value: bytes, mask: bytes, size: int) -> str:
 NEVER = (*(_cidr(*one, 4) for one in chains.HARD4), *(_cidr(*one, 16) for one in chains.HARD6))
 # The host, its neighbours and other containers may be there: grantable for a reason that is given.
 PRIVATE = (
-    "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15",
+    "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15",
+    "168.63.129.16/32",  # Azure's own: settings of the machine, beside its name server
     "::1/128", "2002::/16", "64:ff9b:1::/48", "fc00::/7", "fec0::/10",
 )  # fmt: skip
 ANYWHERE = ("0.0.0.0/0", "2000::/3")

@@ -44,8 +44,22 @@ ACTIONS = {
     0x7FF00000: ("trace", False),
     0x7FFC0000: ("log", True),
 }
-_STAMP = re.compile(r"(?:type=(?:1326|SECCOMP)\s.*?)audit\((\d+)\.(\d+):(\d+)\):\s*(.*)", re.DOTALL)
-_FIELD = re.compile(r'([a-z]+)=("[^"]*"|\S+)')
+# How a record begins at each source. Anchored: programs choose the text inside other lines of the kernel and of auditd.
+KERNEL, FILE, NETLINK = "kernel", "file", "netlink"
+_HEADS = {
+    KERNEL: r"audit: type=1326 ",
+    FILE: r"(?:node=\S+ )?type=(?:SECCOMP|1326) msg=",
+    NETLINK: "",  # there the message's type says it
+}
+# The fields in the kernel's order (kernel/auditsc.c, audit_seccomp), to the end of the text. A label of a security
+# module may have spaces (AppArmor: "name (enforce)"); names that a workload chooses have none outside quotes.
+_NAME = r'("[^"\s]*"|[0-9A-F]*|\(null\)|\?)'
+_FIELDS = (
+    r"audit\((\d+)\.(\d+):(\d+)\): ?auid=\S+ uid=(\d+) gid=\d+ ses=\S+(?: subj=.*?)?"
+    rf" pid=(\d+) comm={_NAME}(?: exe={_NAME})?"
+    r" sig=-?\d+ arch=([0-9a-f]+) syscall=(-?\d+) compat=\d+ ip=0x[0-9a-f]+ code=0x([0-9a-f]+)\s*"
+)
+_RECORDS = {source: re.compile(head + _FIELDS, re.ASCII) for source, head in _HEADS.items()}
 _SUPPRESSED = re.compile(r"kauditd_printk_skb: (\d+) callbacks suppressed")
 
 
@@ -67,22 +81,22 @@ class Record:
     allowed: bool
 
 
-def parse(text: str) -> Record | None:
-    """A record from a line of the kernel's log, of auditd's, or of the audit socket; None if it is none, or torn."""
-    stamp = _STAMP.search(text)
-    if stamp is None:
+def parse(text: str, source: str) -> Record | None:
+    """A record from a line of the kernel's log, of auditd's, or a message of the audit socket, as `source` says
+    (KERNEL, FILE, NETLINK); None if it is none, or torn.
+    """
+    found = _RECORDS[source].fullmatch(text.partition("\x1d")[0])  # behind it auditd repeats numbers as names
+    if found is None:
         return None
-    seconds, fraction, serial, rest = stamp.groups()
-    fields = dict(_FIELD.findall(rest.partition("\x1d")[0]))  # behind it auditd repeats numbers as names
+    seconds, fraction, serial, uid, pid, comm, exe, machine, number, answer = found.groups()
+    code = int(answer, 16) & 0xFFFF0000
+    action, allowed = ACTIONS.get(code, (f"0x{code:x}", False))
     try:
-        code = int(fields["code"], 16) & 0xFFFF0000
-        action, allowed = ACTIONS.get(code, (f"0x{code:x}", False))
-        arch, call = _call(int(fields["arch"], 16), int(fields["syscall"]))
+        arch, call = _call(int(machine, 16), int(number))
         when = int(seconds) + float(f"0.{fraction}")
-        who, what = (int(fields["pid"]), int(fields["uid"])), (_word(fields["comm"]), _word(fields.get("exe", "")))
-    except (KeyError, ValueError):
+        return Record(when, int(serial), int(pid), int(uid), _word(comm), _word(exe or ""), arch, call, action, allowed)
+    except ValueError:
         return None
-    return Record(when, int(serial), *who, *what, arch, call, action, allowed)
 
 
 def _call(arch: int, number: int) -> tuple[str, str]:
@@ -150,7 +164,7 @@ class Kernel:
                 continue
             if found := _SUPPRESSED.match(text):
                 self.lost += int(found[1])
-            elif (record := parse(text.partition("\n")[0])) is not None:
+            elif (record := parse(text.partition("\n")[0], KERNEL)) is not None:
                 yield record
 
 
@@ -159,7 +173,7 @@ def of_auditd() -> Iterator[Record]:
     for name in sorted(glob.glob(AUDITD + "*"), key=lambda one: os.stat(one).st_mtime_ns):
         try:
             with open(name, encoding="utf-8", errors="backslashreplace") as file:
-                yield from (record for line in file if (record := parse(line)) is not None)
+                yield from (record for line in file if (record := parse(line, FILE)) is not None)
         except OSError:
             continue
 
@@ -184,12 +198,12 @@ class Socket:
         self._socket = None
 
     def records(self, seconds: float) -> Iterator[Record]:
-        """What comes within so many seconds, at once. `lost` tells whether the kernel had to drop some."""
+        """What comes within so many seconds, at once. `lost`: the kernel had to drop some; its reader unsets it."""
         end = time.monotonic() + seconds
         while self._socket is not None and (left := end - time.monotonic()) > 0:
             self._socket.settimeout(left)
             try:
-                data = self._socket.recv(1 << 16)
+                data, (sender, _) = self._socket.recvfrom(1 << 16)
             except TimeoutError:
                 return
             except OSError as error:
@@ -198,9 +212,9 @@ class Socket:
                 self.lost = True
                 continue
             kind = int.from_bytes(data[4:6], sys.byteorder)
-            if kind == TYPE:
+            if kind == TYPE and sender == 0:  # the kernel itself (netlink(7)); a port number is a program's
                 text = data[HEADER:].rstrip(b"\0").decode("utf-8", "backslashreplace")
-                if (record := parse(f"type={TYPE} {text}")) is not None:
+                if (record := parse(text, NETLINK)) is not None:
                     yield record
 
 

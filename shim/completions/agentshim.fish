@@ -2,7 +2,8 @@
 function __agentshim_complete
     set -l words (commandline -opc)
     set -l now (commandline -ct)
-    for word in (command $words[1] complete $words[2..-1] "$now" 2>/dev/null)
+    # The one in PATH: the word that is typed may name a program of somebody else's.
+    for word in (command agentshim complete $words[2..-1] "$now" 2>/dev/null)
         if test "$word" = :files
             __fish_complete_path "$now"
         else

@@ -147,7 +147,7 @@ def block(cidr: str) -> tuple[int, int, int]:
 
 
 def _each(ports: Any) -> tuple[Ports, ...]:
-    """"any" or (protocol, first port, last port), by protocol."""
+    """ "any" or (protocol, first port, last port), by protocol."""
     return tuple(
         EVERY if ports == "any" else _ports(r[1:] for r in ports if r[0] == protocol) for protocol in PROTOCOLS
     )

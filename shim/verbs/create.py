@@ -57,7 +57,7 @@ def run(call: Call, context: Context) -> int:
     if locked.link:
         from shim.verbs import link  # and all that makes one: most networks are an engine's, or nobody's
 
-        locked, address = link.lay(locked, chosen, config, asked, state.name_of(root, container))
+        locked, address = link.lay(locked, chosen, config, asked, root, container)
         hooks.append(facts.unlock_hook(state.lock_path(root, container), address))
     if locked.plan:
         hooks.append(facts.lock_hook(state.lock_path(root, container)))

@@ -1,7 +1,7 @@
 """The network that agentshim makes for a container: its place on its policy's bridge, and what the hooks do there.
 
-Belongs here: the plan of all steps. Next door: `verbs.lock` decided that there is such a network; shim/cold/net_up makes
-the bridge and the host's rules, which stay; `hooks.host_state` has the addresses; `hooks.link`, `hooks.host` and
+Belongs here: the plan of all steps. Next door: `verbs.lock` decided that there is such a network; shim/cold/net_up
+makes the bridge and the host's rules, which stay; `hooks.host_state` has the addresses; `hooks.link`, `hooks.host` and
 `hooks.lock` have the steps.
 """
 
@@ -26,13 +26,19 @@ LANS = state.DIRECTORY + "/macvlan"  # as host_state.DIRECTORY is for bridges
 PICK = "agentshim.publish"  # annotation: which of the policy's to publish, comma-separated, as the policy writes them
 
 
-def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, owner: str) -> tuple[Lock, str]:
+def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, container: str) -> tuple[Lock, str]:
     """The lock with its plan, and the file that holds the container's address: unlink it where create fails.
 
-    `owner`: the name of the container's record. Refused where what is to be published is not listed; HostError where no
+    Refused where what is to be published is not listed; HostError where no
     address is left, or the bridge cannot be made.
     """
     section: dict[str, Any] = dict(locked.section)
+    owner = state.name_of(root, container)
+    before = state.load(root, container)
+    if before and state.is_leaving(before):
+        from shim.cold import net_down  # the last one of this id: its hook would take this one's plan for its own
+
+        net_down.gc(mark=int(config.network_mark, 0))
     if "macvlan" in section:
         return _on_lan(locked, section, chosen, owner)
     section["publish"] = _picked(section.get("publish", []), spec)
@@ -99,7 +105,7 @@ def _parent(profile: str, there: dict[str, Any]) -> int:
 
 
 def _are_free(published: list[list[Any]]) -> None:
-    """Refused where a process of the host listens on what is to be published: its callers would come to the container."""
+    """Refused where a process of the host listens on what is to be published: its callers would come to us."""
     from _socket import AF_INET, SOCK_DGRAM, SOCK_STREAM, socket
 
     for address, outside, _, protocol in published:
@@ -119,7 +125,7 @@ def _picked(listed: list[list[Any]], spec: Spec) -> list[list[Any]]:
     asked = at(spec, "annotations", {}).get(PICK)
     if asked is None:
         return listed
-    known = {f"{address}:{outside}:{inside}/{proto}": one for one in listed for address, outside, inside, proto in [one]}
+    known = {"{}:{}:{}/{}".format(*one): one for one in listed}
     words = [word for word in asked.split(",") if word]
     for word in words:
         if word not in known:
@@ -141,6 +147,4 @@ def _bridge(chosen: Policy, config: Config) -> dict[str, Any]:
         return found
     from shim.cold import net_up  # nft and a few files: once for a policy
 
-    return net_up.up(
-        chosen.name, chosen.sections["network"], chosen.digest, pool=config.network_pool, mark=mark
-    )
+    return net_up.up(chosen.name, chosen.sections["network"], chosen.digest, pool=config.network_pool, mark=mark)

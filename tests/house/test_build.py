@@ -128,3 +128,64 @@ def test_make_install(tmp_path: Path) -> None:
     (prefix / "lib" / "agentshim" / "shim" / "main.py").write_text("import sys; print(sys.argv[3:])")
     done = subprocess.run([prefix / "bin" / "agentshim", "create"], capture_output=True, text=True, check=True, env={})
     assert done.stdout.endswith("'create']\n")
+
+
+def made(target: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """`make TARGET`, without what it depends on."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "-s", "-o", "build", target, "PREFIX=/opt/shim", *words]
+    return subprocess.run(command, cwd=build.ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_make_install_after_a_crash_between_its_two_moves(tmp_path: Path) -> None:
+    """The tree that was set aside is the only whole one: it must be there even if this install fails too."""
+    old = tmp_path / "opt/shim/lib/agentshim.old"
+    old.mkdir(parents=True)
+    (old / "whole").touch()
+    (old.parent / "agentshim.new").mkdir()
+    assert made("install", f"DESTDIR={tmp_path}", "RUN=false").returncode != 0
+    assert sorted(str(one.relative_to(old.parent)) for one in old.parent.rglob("whole")) == ["agentshim/whole"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "docker/daemon.json",
+        "containerd/config.toml",
+        "containerd/conf.d/agentshim.toml",
+        "containers/containers.conf",
+        "containers/containers.conf.d/agentshim.conf",
+        "crio/crio.conf.d/agentshim.conf",
+    ],
+)
+def test_make_uninstall_while_an_engine_names_us(file: str, tmp_path: Path) -> None:
+    """Refused, and nothing is gone; with FORCE=1 all is, also what a crash has left."""
+    for name in (
+        "bin/agentshim",
+        "bin/.agentshim.new",
+        "lib/agentshim/x",
+        "lib/agentshim.new/x",
+        "lib/agentshim.old/x",
+    ):
+        (tmp_path / "opt/shim" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "opt/shim" / name).touch()
+    named = tmp_path / "etc" / file
+    named.parent.mkdir(parents=True)
+    named.write_text('{"path": "/opt/shim/bin/agentshim"}\n')
+    before = sorted(tmp_path.rglob("*"))
+    refused = made("uninstall", f"DESTDIR={tmp_path}")
+    assert refused.returncode != 0 and str(named) in refused.stderr and "agentshim uninstall" in refused.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    forced = made("uninstall", f"DESTDIR={tmp_path}", "FORCE=1")
+    assert forced.returncode == 0 and str(named) in forced.stderr
+    assert not [one for one in (tmp_path / "opt").rglob("*") if one.is_file()]
+
+
+def test_make_uninstall_where_no_engine_names_us(tmp_path: Path) -> None:
+    """The copy of before is no engine's file; where nothing is, nothing is said."""
+    kept = tmp_path / "etc/containerd/config.toml.before-agentshim"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("/opt/shim/bin/agentshim")
+    (tmp_path / "opt/shim/bin").mkdir(parents=True)
+    done = made("uninstall", f"DESTDIR={tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")

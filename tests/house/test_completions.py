@@ -178,13 +178,13 @@ def shown(directory: Path, *command: str) -> list[str]:
     return [line for line in told.stdout.splitlines() if line]
 
 
-def ask(shell: str, directory: Path, *words: str) -> list[str]:
-    """What a shell offers for the last of `words`, which may be empty."""
+def ask(shell: str, directory: Path, *words: str, program: str = "agentshim") -> list[str]:
+    """What a shell offers for the last of `words`, which may be empty, behind the name `program`."""
     if shell == "bash":
-        return shown(directory, "bash", "--norc", "-c", BASH, "-", str(FILES / "agentshim.bash"), "agentshim", *words)
+        return shown(directory, "bash", "--norc", "-c", BASH, "-", str(FILES / "agentshim.bash"), program, *words)
     if shell == "zsh":
-        return shown(directory, "zsh", "-f", "-c", ZSH, "-", str(FILES / "_agentshim"), "agentshim", *words)
-    script = f"source {FILES}/agentshim.fish; complete -C 'agentshim {' '.join(words)}'"
+        return shown(directory, "zsh", "-f", "-c", ZSH, "-", str(FILES / "_agentshim"), program, *words)
+    script = f"source {FILES}/agentshim.fish; complete -C '{program} {' '.join(words)}'"
     return [line.partition("\t")[0] for line in shown(directory, "fish", "--no-config", "-c", script)]
 
 
@@ -196,6 +196,62 @@ def test_shells(shell: str, directory: Path) -> None:
     assert ask(shell, directory, "explain", "--po") == ["--policy"]
     assert ask(shell, directory, "no-such-verb", "") == []
     assert [one.replace("\\ ", " ") for one in ask(shell, directory, "policy", "lint", "")] == ["a file.toml"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_attack_a_program_of_our_name_here(shell: str, directory: Path) -> None:
+    """./agentshim in somebody's directory: a key press must not run it."""
+    bad = directory / "here/agentshim"
+    bad.write_text(f"#!/bin/sh\ntouch {directory}/ran\n")
+    bad.chmod(0o755)
+    shown_words = ask(shell, directory, "poli", program="./agentshim")
+    assert not (directory / "ran").exists()
+    assert shown_words == ["policy"]
+
+
+def test_attack_candidates_that_the_shell_would_run(directory: Path) -> None:
+    """bash puts a candidate on the line as it is: what it means there must be the candidate itself."""
+    candidates = ["$(touch ran)", "`touch ran`", "a;touch ran", "a b", "'", "~root", "plain", "!!"]
+    (directory / "bin/agentshim").unlink()
+    (directory / "bin/agentshim").write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(candidates) + "\nEND\n")
+    (directory / "bin/agentshim").chmod(0o755)
+    for word in ask("bash", directory, ""):
+        assert shown(directory, "bash", "--norc", "-c", f"printf '%s\\n' {word}") == [candidates.pop(0)]
+    assert not candidates and not (directory / "here/ran").exists()
+
+
+@pytest.mark.parametrize("answers", [":files", ":files\nab12"])
+def test_bash_types_file_names_quoted(answers: str, directory: Path) -> None:
+    """On a terminal, with a key: bash's own quoting of file names, once."""
+    (directory / "here/a file.toml").unlink()
+    (directory / "here/x $(touch ran)").touch()
+    (directory / "bin/agentshim").unlink()
+    (directory / "bin/agentshim").write_text(
+        f"#!/bin/sh\ncase $1 in complete) echo '{answers}' | grep -v ab12 ;; esac\n"
+    )
+    (directory / "bin/agentshim").chmod(0o755)
+    script = f"""
+import os, pty, sys, time
+pid, fd = pty.fork()
+if not pid:
+    os.execvp("bash", ["bash", "--norc", "-i"])
+def send(text, wait=0.5):
+    os.write(fd, text.encode()); time.sleep(wait)
+send("bind 'set enable-bracketed-paste off'; source {FILES}/agentshim.bash\\n")
+send("agentshim policy lint x\\t")
+send("\\x01printf '%s|' \\x05\\n")
+os.write(fd, b"exit\\n")
+out = b""
+try:
+    while one := os.read(fd, 4096):
+        out += one
+except OSError:
+    pass
+sys.stdout.write(out.decode(errors="replace"))
+"""
+    out = "\n".join(shown(directory, "python3", "-c", script))
+    assert "agentshim|policy|lint|x $(touch ran)|" in out, out
+    assert not (directory / "here/ran").exists()
 
 
 def test_bash_by_itself_finds_the_function(directory: Path) -> None:

@@ -125,8 +125,8 @@ class HostLab(Lab):
     def real(self, address: str, **grants: Any) -> None:
         """An agent comes in as a container's start does it: elements and link from one plan."""
         door = host.doors(self.port(address), grants.pop("published", ()))
-        enter = host.enter(self.port(address), self.bridges["web"]["tag"], **grants)
-        steps = (enter, *door, *link.steps(self.port(address)))
+        first = host.enter(self.port(address), self.bridges["web"]["tag"], **grants)
+        steps = (first, *door, *link.steps(self.port(address)))
 
         def go() -> None:
             rooms = {}

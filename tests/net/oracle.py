@@ -10,7 +10,7 @@ from typing import Any
 
 HARD = {
     "": ["169.254.0.0/16", "100.100.100.200", "0.0.0.0/8", "224.0.0.0/3"],
-    "6": ["fe80::/10", "ff00::/8", "fd00:ec2::254", "64:ff9b::a9fe:0/112"],
+    "6": ["fe80::/10", "ff00::/8", "fd00:ec2::254", "fd20:ce::254", "64:ff9b::a9fe:0/112"],
 }
 GRANTS = ("leased", "hosts", "outbound")
 PROTO_SRC = {"ct": {"key": "proto-src", "dir": "reply"}}
@@ -47,7 +47,7 @@ def chains(six: bool, dns: bool, icmp: bool) -> dict[str, list[str]]:
     out = {"deny": _deny("")}
     out["output"] = [
         "type filter hook output priority filter; policy drop;",
-        *(["oif 1 meta nfproto ipv6 ct state new fib saddr type != local drop"] if six else []),
+        *(["meta nfproto ipv6 ct state new fib saddr type != local drop"] if six else []),
         *([] if dns else ["ip daddr 127.0.0.11 goto deny"]),
         "oif 1 accept",
         "ct state invalid drop",

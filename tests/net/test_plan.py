@@ -254,7 +254,8 @@ def test_steps_say_what_they_are() -> None:
 
 def test_a_hard_denied_lease_is_one_that_the_rules_deny() -> None:
     nets = (
-        "169.254.0.0/16 100.100.100.200/32 0.0.0.0/8 224.0.0.0/3 fe80::/10 ff00::/8 fd00:ec2::254 64:ff9b::a9fe:0/112"
+        "169.254.0.0/16 100.100.100.200/32 0.0.0.0/8 224.0.0.0/3 fe80::/10 ff00::/8 "
+        "fd00:ec2::254 fd20:ce::254 64:ff9b::a9fe:0/112"
     )
     for net in map(ipaddress.ip_network, nets.split()):
         for inside in (net[0], net[-1]):
@@ -268,10 +269,10 @@ def test_a_hard_denied_lease_is_one_that_the_rules_deny() -> None:
 
 def test_ipv6_has_the_rules_of_ipv4() -> None:
     """But for what only one of them has: of output strangers on lo, the resolver, lo, invalid and the way to IPv6; of
-    input lo, invalid, the way to IPv6 and redirects; of IPv6 neighbour discovery.
+    input lo, invalid, the way to IPv6 and redirects; of IPv6 neighbour discovery and one more metadata service.
     """
     made = chains.rules(True, False, True)
-    assert [len(made[name]) - len(made[name + "6"]) for name in ("deny", "output", "input")] == [0, 5 - 1, 4 - 1]
+    assert [len(made[name]) - len(made[name + "6"]) for name in ("deny", "output", "input")] == [0, 5 - 1 - 1, 4 - 1]
 
 
 def test_hot_modules_import_built_ins_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -50,8 +51,11 @@ class Made:
         self.link(f"/proc/{pid}/exe", words[0])
 
     def package(self, name: str, version: str, files: Iterable[str], changelog: str | None = "") -> None:
-        """What dpkg knows of an installed package."""
-        self.write(f"/var/lib/dpkg/info/{name}.list", "/.\n" + "".join(f"{one}\n" for one in files))
+        """What dpkg knows of an installed package: of its files as they are now."""
+        listed = [*files]
+        self.write(f"/var/lib/dpkg/info/{name}.list", "/.\n" + "".join(f"{one}\n" for one in listed))
+        sums = [f"{self.md5(one)}  {one.lstrip('/')}\n" for one in listed]
+        self.write(f"/var/lib/dpkg/info/{name}.md5sums", "".join(sums))
         name = name.partition(":")[0]
         status = self.root / "var/lib/dpkg/status"
         before = status.read_text() if status.exists() else ""
@@ -61,6 +65,12 @@ class Made:
         )
         if changelog is not None:
             self.write(f"/usr/share/doc/{name}/changelog.Debian.gz", gzip.compress(changelog.encode()))
+
+    def md5(self, path: str) -> str:
+        """Of a file, there or below the merged /usr."""
+        place = self.root / path.lstrip("/")
+        place = place if place.exists() else self.root / "usr" / path.lstrip("/")
+        return hashlib.md5(place.read_bytes(), usedforsecurity=False).hexdigest()
 
     def container(self, place: str, pid: int | None = None, crun: bool = False) -> None:
         """A container in a delegate's state directory, whose first process is this one, or `pid`."""

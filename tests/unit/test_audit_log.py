@@ -5,12 +5,15 @@ Next door: conformance/oci/test_audit_log.py has real containers and full disks.
 
 from __future__ import annotations
 
+import errno
+import gzip
 import json
 import os
 import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,20 +264,25 @@ def test_lowered_names_the_dimensions_that_explain_names(name: str) -> None:
     assert explained <= set(audit.lowered(made))
 
 
-def of_engine(tmp_path: Path, told: object, mode: int = 0o600) -> dict[str, Any]:
+ID = "c0ffee" + "0" * 58
+
+
+def of_engine(tmp_path: Path, told: object, mode: int = 0o600, container: str = ID) -> dict[str, Any]:
     """A spec as dockerd's, whose container has the file `told`."""
-    home = tmp_path / "containers" / "c0ffee"
+    home = tmp_path / "docker" / "containers" / container
     home.mkdir(parents=True)
+    (home / "hostname").touch()
     file = home / "config.v2.json"
     file.write_text(told if isinstance(told, str) else json.dumps(told))
     file.chmod(mode)
     mount = {"destination": "/etc/hostname", "type": "bind", "source": str(home / "hostname")}
-    return {"mounts": [mount], "annotations": {"nerdctl/name": "annotated"}}
+    root = {"path": str(tmp_path / "docker/overlay2/x/merged")}
+    return {"mounts": [mount], "root": root, "annotations": {"nerdctl/name": "annotated"}}
 
 
 def test_names(tmp_path: Path) -> None:
     label = {"Config": {"Labels": {"Name": "/forged"}}, "Name": "/web"}
-    assert audit.name_of(of_engine(tmp_path, label), "c0ffee", "/b") == "web"
+    assert audit.name_of(of_engine(tmp_path, label), ID, "/b") == "web"
     spec = {"annotations": {"io.kubernetes.cri.sandbox-namespace": "shop", "io.kubernetes.cri.sandbox-name": "pod-1",
                             "io.kubernetes.cri.container-name": "web"}}  # fmt: skip
     assert audit.name_of(spec, "x", "/b") == "shop/pod-1/web"
@@ -282,20 +290,39 @@ def test_names(tmp_path: Path) -> None:
     assert len(audit.name_of({"annotations": {"nerdctl/name": "n" * 9000}}, "x", "/b")) == 256
 
 
-@pytest.mark.parametrize(
-    "told", ["{", "", "[]", "{}", '{"Name": 1}', '{"Name": "a", "Name": "b"}', "\0", "x" * (2 << 20)]
-)
+@pytest.mark.parametrize("told", ["{", "", "[]", "{}", '{"Name": 1}', '{"Name": "a", "Name": "b"}', "\0"])
 def test_names_from_torn_files(tmp_path: Path, told: str) -> None:
-    assert audit.name_of(of_engine(tmp_path, told), "c0ffee", "/b") == "annotated"
+    assert audit.name_of(of_engine(tmp_path, told), ID, "/b") == "annotated"
 
 
 def test_names_from_files_of_others(tmp_path: Path) -> None:
     spec = of_engine(tmp_path, {"Name": "/web"}, 0o666)
-    assert audit.name_of(spec, "c0ffee", "/b") == "annotated"
-    file = tmp_path / "containers/c0ffee/config.v2.json"
+    assert audit.name_of(spec, ID, "/b") == "annotated"
+    file = tmp_path / "docker/containers" / ID / "config.v2.json"
     file.unlink()
     os.mkfifo(file)
-    assert audit.name_of(spec, "c0ffee", "/b") == "annotated"
+    assert audit.name_of(spec, ID, "/b") == "annotated"
+
+
+def test_a_bind_to_the_hostname_gives_no_other_containers_name(tmp_path: Path) -> None:
+    """A volume to /etc/hostname whose directory is called like this container, or is a link to another's."""
+    of_engine(tmp_path, {"Name": "/of-another"}, container="b" * 64)
+    spec = of_engine(tmp_path, {"Name": "/web"})
+    engine, volume = tmp_path / "docker/containers", tmp_path / "volume"
+    volume.mkdir()
+    for name, target in (("linked", engine / ("b" * 64)), ("own", engine / ID)):
+        (volume / name).mkdir()
+        (volume / name / ID).symlink_to(target)
+        spec["mounts"][0]["source"] = f"{volume}/{name}/{ID}/hostname"
+        assert audit.name_of(spec, ID, "/b") == ("web" if name == "own" else "annotated")
+    os.chown(volume / "own", 1000, 1000)
+    assert audit.name_of(spec, ID, "/b") == "annotated", "somebody else can lead it elsewhere"
+    forged = volume / "containers" / ID
+    forged.mkdir(parents=True)
+    (forged / "hostname").touch()
+    (forged / "config.v2.json").write_text('{"Name": "/forged"}')
+    spec["mounts"][0]["source"] = str(forged / "hostname")
+    assert audit.name_of(spec, ID, "/b") == "annotated", "no file of the engine's"
 
 
 def test_names_from_conmon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,13 +355,18 @@ def test_whom_show_means(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
         one.of("/r", {"policy": "p", "digest": "d", "mode": "enforce", "name": name})
         one.granted()
     assert len(shown(capsys, "show", "aaa2")) == 1, "an id, though it is a prefix of another"
-    assert len(shown(capsys, "show", "db")) == 1, "an id before a name"
+    assert reader.main(["show", "db"]) == 0
+    both = capsys.readouterr()
+    assert len(both.out.splitlines()) == 3, "a name that another container's id is hides nobody"
+    assert both.err == "note: db is an id, and the name of another container: both are shown\n"
     assert len(shown(capsys, "show", "web")) == 1
     with pytest.raises(Invalid, match="3 containers"):
         reader.main(["show", "aaa"])
     assert shown(capsys, "tail", "-n", "0") == []
     with pytest.raises(Invalid):
         reader.main(["tail", "-n", "-1"])
+    with pytest.raises(Invalid, match="a number from 0 to"):
+        reader.main(["tail", "-n", str(1 << 70)])
 
 
 def test_no_log_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,6 +379,8 @@ def test_a_log_that_others_can_write_is_read_with_a_warning(log: Path, capsys: p
     assert reader.main(["tail"]) == 0
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == 1 and "may be forged" in told.err
+    assert reader.main(["show", "c0ffee"]) == 0
+    assert capsys.readouterr().err.count("may be forged") == 1
 
 
 def test_followed_through_rotation(log: Path) -> None:
@@ -366,6 +400,79 @@ def test_followed_through_rotation(log: Path) -> None:
     assert [json.loads(line)["event.action"] for line in one.lines()] == ["update"]
 
 
+def named(log: Path, *containers: str) -> None:
+    for container in containers:
+        one = audit.Entry("create", container)
+        one.of("/r", {"policy": "p", "digest": "d", "mode": "enforce"})
+        one.granted()
+
+
+def ids(lines: list[str]) -> list[str]:
+    return [json.loads(line)["container.id"] for line in lines]
+
+
+def test_rotated_files_that_cannot_be_read(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is told, and what the others have is shown."""
+    named(log, "a")
+    good = gzip.compress(log.read_bytes())
+    log.rename(log.with_name("audit.jsonl.1"))
+    named(log, "a")
+    damaged = bytearray(gzip.compress(os.urandom(1 << 16)))
+    damaged[2000:3000] = bytes(1000)
+    bad = {"2.gz": bytes(damaged), "3.gz": good[:-20], "4.gz": b"\x1f\x8b", "5.xz": b"x", "6.zst": b"x", "7.bz2": b"x"}
+    for name, data in bad.items():
+        log.with_name(f"audit.jsonl.{name}").write_bytes(data)
+    log.with_name("audit.jsonl.8.gz").write_bytes(good)
+    assert reader.main(["show", "a", "--json"]) == 0
+    told = capsys.readouterr()
+    assert [one for one in ids(told.out.splitlines()) if one == "a"] == ["a"] * 3
+    for name in bad:
+        assert f"not read: {log}.{name}: " in told.err
+
+
+def test_a_line_as_deep_as_the_interpreters_stack(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named(log, "a")
+    with log.open("ab") as file:
+        file.write(b'{"@timestamp":' + b"[" * 200_000 + b"\n")
+    assert [one.startswith("no record") for one in shown(capsys, "tail")] == [False, True]
+    assert len(shown(capsys, "show", "a")) == 1
+
+
+def test_the_tail_of_a_log_that_was_rotated_just_now(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named(log, "older")
+    log.rename(log.with_name("audit.jsonl.2"))
+    os.utime(log.with_name("audit.jsonl.2"), (1, 1))
+    named(log, "a", "b", "c")
+    log.rename(log.with_name("audit.jsonl.1"))
+    assert ids(shown(capsys, "tail", "-n", "2", "--json")) == ["b", "c"]
+    named(log, "d")
+    assert ids(shown(capsys, "tail", "-n", "3", "--json")) == ["b", "c", "d"]
+    assert ids(shown(capsys, "tail", "-n", "1", "--json")) == ["d"]
+    assert shown(capsys, "tail", "-n", "0") == []
+
+
+def test_a_log_that_is_renamed_while_it_is_read_is_read_once(log: Path) -> None:
+    named(log, "a")
+    one = reader.Log()
+    one.open()
+    log.rename(log.with_name("audit.jsonl.1"))
+    named(log, "b")
+    assert ids(list(reader._all(one, True))) == ["a", "b"]
+
+
+def test_the_log_is_not_held_in_memory(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named(log, "a")
+    line = log.read_bytes().replace(b'"a"', b'"b"')
+    log.with_name("audit.jsonl.1").write_bytes(line * 40_000)
+    tracemalloc.start()
+    try:
+        assert len(shown(capsys, "show", "a")) == 1
+        assert len(shown(capsys, "tail", "-n", "2")) == 2
+        assert tracemalloc.get_traced_memory()[1] < len(line) * 40_000 / 4
+    finally:
+        tracemalloc.stop()
+
+
 # The kernel's records
 
 PLAIN = (
@@ -380,11 +487,11 @@ ENRICHED = (
 
 
 def test_records_as_the_kernel_writes_them() -> None:
-    one = seccomp_records.parse(PLAIN)
+    one = seccomp_records.parse(PLAIN, seccomp_records.KERNEL)
     assert one == seccomp_records.Record(
         1795328800.281, 1413, 14036, 0, "python3", "/usr/bin/python3.11", "x86_64", "unshare", "errno", False
     )
-    two = seccomp_records.parse(ENRICHED)
+    two = seccomp_records.parse(ENRICHED, seccomp_records.FILE)
     assert two is not None and (two.uid, two.pid, two.call, two.action) == (33, 7, "ptrace", "kill_process")
 
 
@@ -402,16 +509,15 @@ def test_records_as_the_kernel_writes_them() -> None:
 )
 def test_calls_by_their_abi(arch: str, number: int, told: tuple[str, str]) -> None:
     text = PLAIN.replace("c000003e", arch).replace("syscall=272", f"syscall={number}")
-    one = seccomp_records.parse(text)
+    one = seccomp_records.parse(text, seccomp_records.KERNEL)
     assert one is not None and (one.arch, one.call) == told
 
 
 def test_names_that_a_workload_chooses() -> None:
     """The kernel writes as hexadecimal what is not plain: it can neither forge a field nor reach the terminal."""
     evil = 'x" exe="/bin/ls" pid=1\n\x1b[2J\u202e'.encode() + b"\xff"
-    one = seccomp_records.parse(
-        PLAIN.replace('"python3"', evil.hex().upper()).replace('"/usr/bin/python3.11"', "(null)")
-    )
+    text = PLAIN.replace('"python3"', evil.hex().upper()).replace('"/usr/bin/python3.11"', "(null)")
+    one = seccomp_records.parse(text, seccomp_records.KERNEL)
     assert one is not None and one.pid == 14036 and one.exe == "" and one.comm.startswith('x" exe=')
     line = denied._line(one, denied.SURE, "", "", 1)
     assert line.isprintable() and "\\x1b[2J\\x202e" in line
@@ -420,7 +526,90 @@ def test_names_that_a_workload_chooses() -> None:
 @pytest.mark.parametrize("text", ["", "audit: type=1300 audit(1.0:1): arch=c000003e", PLAIN[:100], PLAIN[:-14],
                                   PLAIN.replace("pid=14036", "pid=x"), PLAIN.replace('"python3"', "ZZ")])  # fmt: skip
 def test_what_is_no_record(text: str) -> None:
-    assert seccomp_records.parse(text) is None
+    assert seccomp_records.parse(text, seccomp_records.KERNEL) is None
+
+
+def message(kind: int, text: str) -> bytes:
+    return bytes(4) + kind.to_bytes(2, sys.byteorder) + bytes(10) + text.encode() + b"\0"
+
+
+class Audit:
+    """An audit socket that has `told`: messages with their sender's port, or errors."""
+
+    def __init__(self, told: list[Any]) -> None:
+        self.told = told
+
+    def settimeout(self, seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+    def recvfrom(self, size: int) -> Any:
+        one = self.told.pop(0) if self.told else TimeoutError()
+        if isinstance(one, OSError):
+            raise one
+        return one[0], (one[1], 1)
+
+
+def heard(told: list[Any]) -> tuple[list[int], bool]:
+    """The serials that a socket with these messages tells, and whether it says that some were lost."""
+    live = seccomp_records.Socket()
+    live.close()
+    live._socket = Audit(told)  # type: ignore[assignment]
+    return [one.serial for one in live.records(1)], live.lost
+
+
+BARE = PLAIN.removeprefix("audit: type=1326 ")
+FORGED = [
+    f"process '/type=1326 {BARE}' started with executable stack",
+    f"x: {PLAIN}",
+    f" {PLAIN}",
+    PLAIN.replace("1326", "1300", 1) + " " + PLAIN,
+    f"{PLAIN} more",
+    PLAIN.replace("pid=14036", "pid=14036 pid=7"),
+    PLAIN.replace(' sig=0 arch=c000003e', ' arch=c000003e sig=0'),
+]  # fmt: skip
+
+
+def test_a_record_inside_another_line_is_forged() -> None:
+    """Whoever runs a program chooses its path, and whoever may write audit messages their text."""
+    inside = f"type=USER msg=audit(1.5:9): pid=1 uid=0 msg='type=1326 {BARE}'"
+    for text in [*FORGED, inside, "type=SECCOMP " + inside, BARE]:
+        for source in (seccomp_records.KERNEL, seccomp_records.FILE):
+            assert seccomp_records.parse(text, source) is None, text
+    assert seccomp_records.parse(PLAIN, seccomp_records.FILE) is None
+    assert seccomp_records.parse(ENRICHED, seccomp_records.KERNEL) is None
+    assert seccomp_records.parse("node=a.b " + ENRICHED, seccomp_records.FILE) is not None
+    labelled = PLAIN.replace(" pid=", " subj=docker-default (enforce) pid=")
+    assert seccomp_records.parse(labelled, seccomp_records.KERNEL) is not None
+
+
+def test_the_audit_socket_believes_the_kernel_alone() -> None:
+    user = f"audit(1.5:9): pid=1 uid=0 msg='type=1326 {BARE}'"
+    told = [(message(1326, BARE), 0), (message(1326, BARE), 77), (message(1105, user), 0), (message(1326, user), 0)]
+    assert heard(told) == ([1413], False)
+    full = OSError(errno.ENOBUFS, "full")
+    assert heard([full, (message(1326, BARE), 0)]) == ([1413], True)
+
+
+def test_what_the_audit_socket_lost_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live = seccomp_records.Socket()
+    live.close()
+    live.missing, live._socket = "", Audit([OSError(errno.ENOBUFS, "full")])  # type: ignore[assignment]
+
+    def once(*_: object) -> None:
+        if live.lost is False and live._socket is not None and not live._socket.told:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(denied, "find", lambda subject: {"network": None, "policy": "p"})
+    quiet = container(0)
+    monkeypatch.setattr(denied, "Container", lambda found: quiet)
+    monkeypatch.setattr(denied, "Socket", lambda: live)
+    monkeypatch.setattr(denied, "_notes", lambda *_: ())
+    monkeypatch.setattr(denied, "_network", once)
+    assert denied.main(["--follow", "c"]) == 0
+    assert "some denials, of any process, were not seen" in capsys.readouterr().err
 
 
 def test_the_kernels_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,6 +677,43 @@ def test_whose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gone.has(record(pid=2**22 + 1, exe="/tool (deleted)")) == denied.MAYBE
     assert gone.has(record(pid=2**22 + 1, exe="/other")) == denied.NO
     assert gone.has(record(pid=2**22 + 1, exe="")) == denied.NO
+
+
+@pytest.mark.parametrize(
+    ("init", "there", "shared", "expected"),
+    [
+        ("/docker/c0ffee/init.scope", "/docker/c0ffee/system.slice/x.service", "", denied.SURE),
+        ("/docker/c0ffee/init", "/docker/c0ffee/docker/inner", "", denied.SURE),
+        ("/a/b.scope/init.scope", "/a/b.scope/system.slice/x.service", "pid", denied.SURE),
+        ("/a/b.scope/init.scope", "/a/b.scope/system.slice/x.service", "mnt", denied.SURE),
+        ("/a/docker-c0ffee.scope/init.scope", "/a/docker-c0ffee.scope/system.slice", "", denied.SURE),
+        ("/of/init", "/of/sibling", "", denied.MAYBE),
+        ("/xc0ffee/init", "/xc0ffee/sibling", "", denied.MAYBE),
+        ("/docker/c0ffee", "/elsewhere", "mnt", denied.MAYBE),
+        ("/docker/c0ffee", "/elsewhere", "", denied.NO),
+        ("/init.scope", "/user.slice", "", denied.NO),
+        ("/docker/c0ffee/init.scope", "/docker/c0ffee2/x", "", denied.NO),
+    ],
+)
+def test_an_init_that_has_left_its_group(
+    init: str, there: str, shared: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd and dind move to a group below the container's, and what they start to others."""
+    monkeypatch.setattr(denied, "_sees_all", lambda: True)
+    monkeypatch.setattr(denied, "_groups", lambda pid: {f"0::{there}", f"3:cpu:{there}"})
+    own = os.getpid()
+    spaces = {own: "host", 1: "container", os.getppid(): "container"}
+    monkeypatch.setattr(denied, "_namespace", lambda pid, kind: spaces[pid] if kind == shared or pid == own else "")
+    one = container(1)
+    one.record["id"], one.groups = "c0ffee", {f"0::{init}", f"3:cpu:{init}"}
+    assert one.has(record(pid=os.getppid())) == expected
+
+
+def test_namespaces_of_the_host_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denied, "_sees_all", lambda: True)
+    one = container(os.getpid())
+    one.groups = {"0::/of/its/own"}
+    assert one.has(record()) == denied.NO
 
 
 def test_a_number_that_is_another_process_now() -> None:

@@ -6,6 +6,7 @@ Next door: test_doctor_engines.py has registration and ways around; conformance/
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import marshal
 import os
@@ -119,14 +120,34 @@ def test_a_file_that_replaced_the_packages_is_nobodys(made: Made) -> None:
     assert told(made, "CVE-2024-21626")[0] == FAIL
 
 
+def test_a_changelog_does_not_speak_for_another_file(made: Made) -> None:
+    """A release that was copied over the package's, of its version or of another."""
+    runc(made, "1.1.5+ds1")
+    made.package("runc", "1.1.5+ds1-1+deb12u1", [RUNC], "  * CVE-2024-21626: closed\n")
+    assert told(made, "CVE-2024-21626")[0] == OK
+    runc(made, "1.1.5+ds1", "; true")
+    assert told(made, "CVE-2024-21626")[0] == FAIL
+    assert "it is not the one that runc 1.1.5+ds1-1+deb12u1 brought" in told(made, "CVE-2024-21626")[1]
+    runc(made, "1.1.4")
+    made.package("runc", "1.1.5+ds1-1+deb12u1", [RUNC], "  * CVE-2024-21626: closed\n")
+    seen, words = told(made, "CVE-2024-21626")
+    assert seen == FAIL and "no package vouches for the file" in words and "another version" in words
+
+
 def test_rpm(made: Made) -> None:
-    runc(made, "1.1.9")
-    made.program(
-        "/usr/bin/rpm",
-        f'[ "$1" = -qf ] || exec echo "- fixes CVE-2024-21626"; [ "$4" = {RUNC} ] && echo "runc 1.1.9-2"',
-    )
+    digest = hashlib.sha256(made.program(RUNC, "echo runc version 1.1.9").read_bytes()).hexdigest()
+
+    def rpm(digest: str) -> None:
+        known = f"case $3 in [[]*) echo 'x /etc/a'; echo '{digest} {RUNC}';; *) echo 'runc 1.1.9-2';; esac"
+        made.program(
+            "/usr/bin/rpm", f'[ "$1" = -qf ] || exec echo "- fixes CVE-2024-21626"; [ "$4" = {RUNC} ] && {known}'
+        )
+
+    rpm(digest)
     assert told(made, "CVE-2024-21626")[0] == OK
     assert told(made, "CVE-2025-31133")[0] == WARN
+    rpm("0" * 64)
+    assert told(made, "CVE-2024-21626")[0] == FAIL, "another file is there by now"
 
 
 def test_crun_is_judged_by_its_own_table(made: Made) -> None:
@@ -162,6 +183,7 @@ def test_a_libseccomp_that_the_delegate_brings(made: Made) -> None:
 
 def test_our_libseccomp(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     path = "/usr/lib/libseccomp.so.2.5.4"
+    made.write(path, "ELF")
     made.write("/proc/self/maps", f"7f00-7f01 r-xp 0000 00:00 1   {path}\n")
     monkeypatch.setattr(libseccomp, "version", lambda: (2, 5, 4))
     found = list(versions.library(made.host))
@@ -219,6 +241,31 @@ def test_the_launcher(made: Made) -> None:
     path.chmod(0o755)
     os.chown(path, 1000, 1000)
     assert found() == FAIL
+
+
+def test_the_log_is_judged_as_its_writer_judges_it(made: Made) -> None:
+    """Ubuntu's /var/log is 0775 root:syslog, and rsyslog needs that."""
+    made.write("/etc/group", "syslog:x:104:\n")
+    file = made.write(f"{files.LOG}/audit.jsonl", "")
+    file.parent.chmod(0o750)
+    above = file.parent.parent
+    above.chmod(0o755)
+    assert files._log(made.host).level == OK
+    os.chown(above, 0, 104)
+    above.chmod(0o775)
+    one = files._log(made.host)
+    assert one.level == WARN and "writable by group syslog" in one.found and "chown" not in one.todo
+    for mode, place in ((0o777, above), (0o770, file.parent), (0o660, file)):
+        before = place.stat().st_mode
+        place.chmod(mode)
+        assert files._log(made.host).level == FAIL, place
+        place.chmod(before & 0o7777)
+    above.chmod(0o755)
+    os.chown(file.parent, 1000, 0)
+    assert files._log(made.host).level == FAIL
+    file.parent.rename(above / "there")
+    file.parent.symlink_to("there")
+    assert files._log(made.host).level == FAIL
 
 
 def test_the_state_directory(made: Made) -> None:

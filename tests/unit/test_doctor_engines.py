@@ -7,6 +7,7 @@ import json
 import os
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,6 +196,36 @@ def test_a_running_dockerd_that_has_not_read_its_file(made: Made) -> None:
         assert seen(made, "engine.registered") == [(OK, "docker (41)", "agentshim; default agentshim")]
 
 
+def started(made: Made, pid: int, ago: float) -> None:
+    """A process that began so many seconds ago."""
+    ticks = int((time.clock_gettime(time.CLOCK_BOOTTIME) - ago) * os.sysconf("SC_CLK_TCK"))
+    made.write(f"/proc/{pid}/stat", f"{pid} (a ) b) S " + "0 " * 18 + f"{ticks} 0\n")
+
+
+@pytest.mark.parametrize(
+    "program, words, path, text",
+    [
+        ("containerd", ("--config", "/srv/c"), "/srv/c", "version = 2\n"),
+        ("crio", ("--config-dir", "/srv/d"), "/srv/d/x.conf", "[crio.runtime]\n"),
+        ("dockerd", (), "/etc/docker/daemon.json", "{}"),
+    ],
+)
+def test_a_file_that_changed_since_its_engine_started(
+    made: Made, program: str, words: tuple[str, ...], path: str, text: str
+) -> None:
+    made.process(50, f"/usr/bin/{program}", *words)
+    file = made.write(path, text)
+    started(made, 50, 100)
+    ((found, _, said),) = seen(made, "engine.live")
+    assert found == FAIL and said == f"{path}: changed since it started"
+    os.utime(file, (time.time() - 200, time.time() - 200))
+    assert seen(made, "engine.live") == []
+    if program == "dockerd":
+        made.write(path, json.dumps({"hosts": ["unix:///s"]}))
+        with api(made.root / "s", {"Runtimes": {}, "DefaultRuntime": "runc"}):
+            assert seen(made, "engine.live") == [], "it answers what it knows"
+
+
 # containerd, podman, CRI-O
 
 CRI2 = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\n{0}\n'
@@ -296,7 +327,13 @@ def test_who_may_choose_a_runtime(made: Made) -> None:
     os.chown(socket, 0, 105)
     made.write("/etc/group", "docker:x:105:\n")
     made.write("/etc/passwd", "root:x:0:0::/root:/bin/sh\n")
+    ((found, _, words),) = choice(made)
+    assert found == WARN and words.startswith("group docker may choose any runtime"), (
+        "a directory service may know more"
+    )
+    socket.chmod(0o600)
     assert choice(made)[0][0] == OK
+    socket.chmod(0o660)
     made.write("/etc/group", "docker:x:105:ann,bob\n")
     made.write("/etc/passwd", "root:x:0:0::/root:/bin/sh\ncy:x:1000:105::/:/bin/sh\n")
     ((found, subject, words),) = choice(made)
@@ -311,6 +348,52 @@ def test_the_api_on_the_network(made: Made) -> None:
     assert choice(made)[0][0] == FAIL
     docker(made, hosts=["tcp://0.0.0.0:2376"], tlsverify=True)
     assert choice(made)[0][0] == WARN
+
+
+@pytest.mark.parametrize(
+    "words, shown",
+    [
+        (("-H", "0.0.0.0:2375"), "tcp://0.0.0.0:2375"),
+        (("-H", ":2375"), "tcp://:2375"),
+        (("-Htcp://[::]:1",), "tcp://[::]:1"),
+        (("-H=1.2.3.4",), "tcp://1.2.3.4"),
+        (("-DHtcp://a:1",), "tcp://a:1"),
+        (("-DH", "a:1"), "tcp://a:1"),
+        (("--host=a:1",), "tcp://a:1"),
+        (("--host", "a:1"), "tcp://a:1"),
+    ],
+)
+def test_addresses_as_dockerd_reads_them(made: Made, words: tuple[str, ...], shown: str) -> None:
+    made.process(41, "/usr/bin/dockerd", *words)
+    assert [row[:2] for row in choice(made)] == [(FAIL, f"docker (41) {shown}")]
+    made.write("/proc/41/cmdline", "".join(f"{word}\0" for word in ("/usr/bin/dockerd", "--tlsverify", *words)))
+    assert choice(made)[0][0] == WARN
+
+
+def test_the_default_socket(made: Made) -> None:
+    made.write("/var/run/docker.sock", "", 0o666)
+    for hosts in ([], ["unix://"], [""]):
+        docker(made, hosts=hosts)
+        assert [row[:2] for row in choice(made)] == [(FAIL, "docker unix:///var/run/docker.sock")]
+    made.write("/run/docker.sock", "", 0o666)
+    docker(made, hosts=["fd://docker.socket"])
+    assert [row[0] for row in choice(made)] == [FAIL]
+
+
+def test_a_socket_of_somebody_elses(made: Made) -> None:
+    docker(made, hosts=["unix:///s"])
+    os.chown(made.write("/s", "", 0o600), 1000, 0)
+    ((found, _, words),) = choice(made)
+    assert found == FAIL and words.startswith("uid 1000 owns it")
+
+
+def test_a_socket_with_an_access_list(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker(made, hosts=["unix:///s"])
+    made.write("/s", "", 0o660)
+    assert choice(made)[0][0] == OK
+    monkeypatch.setattr(os, "getxattr", lambda path, name: name.encode())
+    ((found, _, words),) = choice(made)
+    assert found == WARN and words.startswith("an access list")
 
 
 def test_nobody_in_the_group(made: Made) -> None:
@@ -378,7 +461,7 @@ def found_unseen(made: Made) -> list[tuple[str, str, str]]:
 
 
 def test_containers_that_we_never_saw(made: Made, records: list[dict[str, str]]) -> None:
-    assert found_unseen(made) == [(OK, "", "none; 0 of ours")]
+    assert found_unseen(made) == [(OK, "", "none; 0 of ours; looked at no directory of any delegate's")]
     places = [
         "/run/runc/a",
         "/run/containerd/runc/k8s.io/b",
@@ -393,7 +476,9 @@ def test_containers_that_we_never_saw(made: Made, records: list[dict[str, str]])
     for place in [*places, "/run/crun/e"]:
         root, _, name = place.rpartition("/")
         records.append({"root": f"{made.root}{root}", "id": name})
-    assert found_unseen(made) == [(OK, "", "none; 5 of ours")]
+    looked = "/run/runc, /run/crun, /run/containerd/runc/k8s.io"
+    ((found, _, words),) = found_unseen(made)
+    assert found == OK and words.startswith(f"none; 5 of ours; looked at {looked}, /run/docker/runtime-")
     records[0]["root"] = "/elsewhere"
     assert [row[1] for row in found_unseen(made)] == ["/run/runc/a"], "an id alone is not enough"
 
@@ -403,7 +488,45 @@ def test_containers_that_have_ended(made: Made, records: list[dict[str, str]]) -
     made.container("/run/runc/reused", pid=1)
     made.write("/run/runc/torn/state.json", "{")
     made.write("/run/runc/lock", "")
-    assert found_unseen(made) == [(OK, "", "none; 0 of ours")]
+    assert found_unseen(made) == [(OK, "", "none; 0 of ours; looked at /run/runc")]
+
+
+def test_a_record_of_a_container_that_was_made_again_without_us(made: Made, records: list[dict[str, Any]]) -> None:
+    made.container("/run/runc/a")
+    started, second = state._started(str(os.getpid())), os.sysconf("SC_CLK_TCK")
+    records.append({"root": f"{made.root}/run/runc", "id": "a", "started": started - 59 * second})
+    assert found_unseen(made)[0][0] == OK
+    records[0]["started"] = started - 61 * second
+    assert [row[:2] for row in found_unseen(made)] == [(WARN, "/run/runc/a")]
+
+
+def test_the_roots_of_our_records_and_of_users(made: Made, records: list[dict[str, Any]]) -> None:
+    records.append({"root": f"{made.root}/srv/own", "id": "gone"})
+    made.container("/srv/own/a")
+    made.container("/run/user/1000/crun/b", crun=True)
+    made.container("/run/user/7/runc/c")
+    made.write("/run/user/7/crun", "no directory")
+    assert {row[1] for row in found_unseen(made)} == {"/srv/own/a", "/run/user/1000/crun/b", "/run/user/7/runc/c"}
+
+
+@pytest.mark.parametrize(
+    "state_of", ["/run/containerd", "/run/docker/containerd/daemon", "/srv/c", "/srv/d/containerd/daemon"]
+)
+def test_tasks_of_other_runtimes(made: Made, records: list[dict[str, Any]], state_of: str) -> None:
+    """containerd's shims keep the first process of what they call, whichever runtime that is."""
+    made.process(50, "/usr/bin/containerd", "--config", "/srv/c.toml")
+    made.write("/srv/c.toml", 'version = 2\nstate = "/srv/c"\n')
+    made.process(41, "/usr/bin/dockerd", "--exec-root", "/srv/d")
+    top = f"{state_of}/{ways.TASKS}/ns"
+    for name, text in (("a", str(os.getpid())), ("gone", "4194304"), ("torn", "x"), ("empty", "")):
+        made.write(f"{top}/{name}/{ways.PID}", text)
+    assert [row[:2] for row in found_unseen(made)] == [(WARN, f"{top}/a")]
+    records.append({"root": "/elsewhere", "id": "a", "bundle": f"{made.root}{top}/a"})
+    ((found, _, words),) = found_unseen(made)
+    assert found == OK and top in words
+    records.clear()
+    made.container("/run/containerd/runc/ns/a")
+    assert [row[1] for row in found_unseen(made)] == ["/run/containerd/runc/ns/a"], "once"
 
 
 def test_directories_that_engines_name(made: Made, records: list[dict[str, str]]) -> None:

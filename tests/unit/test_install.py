@@ -13,6 +13,8 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim import hostpaths, policy, state
-from shim.cold.install import calls, changes, engines, install, json_text, registration, toml_text
+from shim.cold.install import calls, changes, engines, install, json_text, registration, toml_text, turn
 from shim.cold.install.toml_text import get
 from shim.errors import HostError, Invalid, Refused, ShimError
 from tests.unit.policy_host import Host, make_host
@@ -38,6 +40,8 @@ class Machine:
 
     def __init__(self, root: Path, host: Host, capsys: pytest.CaptureFixture[str]) -> None:
         self.root, self.host, self._capsys = root, host, capsys
+        self.run = root.with_name(root.name + ".run")  # no part of what an error leaves as it was
+        self.run.mkdir()
         self.bin = root / "bin"
         self.bin.mkdir(mode=0o755)
         self.launcher = self.bin / "agentshim"
@@ -111,6 +115,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setitem(engines.ENGINES, name, dataclasses.replace(engines.ENGINES[name], **values))  # type: ignore[arg-type]
     monkeypatch.setattr(calls, "PIDFILE", str(tmp_path / "docker.pid"))
     monkeypatch.setattr(calls, "SYSTEMD", str(tmp_path / "no-systemd"))
+    monkeypatch.setattr(turn, "LOCK", str(machine.run / "install.lock"))
     monkeypatch.setattr(state, "records", list)
     if os.getuid() != 0:
         monkeypatch.setattr(hostpaths, "program", lambda path: path if os.path.exists(path) else "")
@@ -228,6 +233,66 @@ def test_hand_edits_stay(machine: Machine) -> None:
     assert machine.daemon.read_text() == '{\n  "debug": false,\n  "log-level": "info"\n}\n'
 
 
+@pytest.mark.parametrize("was,now", [('"a b"', '"ab"'), ('"ab"', '"a  b"'), ('"x y"', '"xy "')])
+def test_white_space_in_strings_is_no_white_space(machine: Machine, was: str, now: str) -> None:
+    machine.write(machine.daemon, f'{{\n  "label": {was}\n}}\n')
+    machine.install("docker")
+    machine.write(machine.daemon, machine.daemon.read_text().replace(was, now))
+    told = machine.uninstall("docker")
+    assert json.loads(machine.daemon.read_text()) == {"label": json.loads(now)} and "changed by hand" in told
+
+
+@pytest.mark.parametrize(
+    "was,now",
+    [
+        ('"a b"', '"ab"'),
+        ("'a # b'", "'a #b'"),
+        ('"""\n# a\n"""', '"""\n#a\n"""'),
+        ("# now here", "# nowhere"),
+        ('# "now here"', '# "nowhere"'),
+    ],
+)
+def test_white_space_in_strings_and_comments_of_toml(machine: Machine, was: str, now: str) -> None:
+    text = f"version = 2\nx = 1 {was}\n" if was.startswith("#") else f"version = 2\nx = {was}\n"
+    machine.write(machine.containerd, text)
+    machine.install("containerd")
+    machine.write(machine.containerd, machine.containerd.read_text().replace(was, now))
+    told = machine.uninstall("containerd")
+    assert machine.containerd.read_text().rstrip("\n") + "\n" == text.replace(was, now) and "changed by hand" in told
+
+
+def test_white_space_elsewhere_comes_back(machine: Machine) -> None:
+    text = "version = 2\n# a  comment\nx = 1\n"
+    machine.write(machine.containerd, text)
+    machine.install("containerd")
+    machine.write(machine.containerd, machine.containerd.read_text().replace("x = 1", "\n  x   = 1"))
+    machine.uninstall("containerd")
+    assert machine.containerd.read_text() == text
+
+
+@pytest.mark.parametrize("extra", [(), ("--set-as-default",), ("--policy", "web")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"runtimes": null}',
+        '{\n  "debug": true,\n  "runtimes": null,\n  "default-runtime": null,\n  "x": "null"\n}\n',
+        '{"default-runtime" :null, "pidfile": null}\n',
+    ],
+)
+def test_null_is_nothing(machine: Machine, text: str, extra: tuple[str, ...]) -> None:
+    """dockerd takes it for a key that is not there; after uninstall it is there again."""
+    machine.write(machine.daemon, text)
+    assert "nothing of agentshim" in machine.uninstall("docker")
+    machine.install("docker", *extra)
+    now = json.loads(machine.daemon.read_text())
+    assert now.pop("runtimes")["agentshim"] == ours(machine)
+    assert now.pop("default-runtime", None) == ("agentshim" if "--set-as-default" in extra else None)
+    rest = json.loads(text)
+    assert now == {key: rest[key] for key in rest if key not in ("runtimes", "default-runtime")}
+    machine.uninstall("docker")
+    assert machine.daemon.read_text() == text and not Path(changes.backup_of(str(machine.daemon))).exists()
+
+
 def test_install_twice(machine: Machine) -> None:
     machine.write(machine.daemon, FILES["two"])
     machine.install("docker", "--policy", "web", "--set-as-default")
@@ -287,6 +352,17 @@ def test_dry_run(machine: Machine) -> None:
     if shutil.which("patch"):
         subprocess.run(["patch", "-s", str(machine.daemon), str(patch)], check=True)
         assert machine.daemon.read_bytes() == wanted
+
+
+def test_attack_dry_run_steers_the_terminal(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's control characters are shown, not obeyed; patch(1) gets them as they are."""
+    text = '{\n\t"a": "\u202e\u2066\x7f\x9b2J",\n\t"b": 1\n}\n'
+    machine.write(machine.daemon, text)
+    assert "\u202e\u2066\x7f\x9b2J" in machine.install("docker", "--dry-run")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    out = machine.install("docker", "--dry-run")
+    assert ' \t"a": "\\x202e\\x2066\\x7f\\x9b2J",\n' in out
+    assert all(one.isprintable() or one in "\n\t" for one in out)
 
 
 BROKEN = {
@@ -385,6 +461,137 @@ def test_owner_mode_and_attributes_stay(machine: Machine) -> None:
         assert not noted or os.getxattr(path, "user.note") == b"mine"
 
 
+def test_secrets_do_not_leak_by_the_copy_of_before(machine: Machine) -> None:
+    """The copy is as private as the file is now, even where a looser one is left from the install before."""
+    machine.write(machine.daemon, '{\n  "debug": true\n}\n')
+    machine.install("docker")
+    machine.write(machine.daemon, machine.daemon.read_text().replace("true", "false"))
+    machine.uninstall("docker")
+    backup = Path(changes.backup_of(str(machine.daemon)))
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o644
+    machine.write(machine.daemon, '{\n  "proxies": {"http-proxy": "http://user:secret@proxy"}\n}\n').chmod(0o600)
+    if os.getuid() == 0:
+        os.chown(machine.daemon, 0, 4)
+    machine.install("docker")
+    assert "secret" in backup.read_text() and stat.S_IMODE(backup.stat().st_mode) == 0o600
+    assert backup.stat().st_gid == machine.daemon.stat().st_gid
+
+
+def test_secrets_do_not_leak_by_an_undo(machine: Machine) -> None:
+    """A file that was taken away and comes back is as it was, and no more."""
+    path = machine.write(machine.root / "secret", "x")
+    path.chmod(0o600)
+    before = machine.tree()
+    missing = changes.Content(str(machine.root / "absent"), b"x", b"y")
+    with pytest.raises(HostError):
+        changes.apply([changes.Content(str(path), b"x", None), missing])
+    assert machine.tree() == before
+
+
+@pytest.mark.parametrize("verb", ["install", "uninstall"])
+def test_hard_link(machine: Machine, verb: str) -> None:
+    """A rename would leave the other name with the old file, without a word."""
+    machine.write(machine.daemon, FILES["two"])
+    machine.install("docker")
+    other = machine.root / "other.json"
+    os.link(machine.daemon, other)
+    said = machine.refuses(Refused, verb, "docker")
+    assert "2 names (hard links)" in said
+    subprocess.run("cp " + said.rpartition(": cp ")[2], shell=True, check=True)
+    machine.do(verb, "docker")
+    assert "agentshim" in other.read_text()
+
+
+def test_two_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first, before it reads: neither takes away what the other has written."""
+    machine.write(machine.daemon, FILES["two"])
+    real = changes._write
+    others: list[threading.Thread] = []
+
+    def slow(path: str, *rest: Any) -> None:
+        if path == str(machine.daemon) and not others:
+            web = ("install", ["docker", "--policy", "web"], str(machine.launcher))
+            others.append(threading.Thread(target=install.main, args=(*web, str(machine.host.etc))))
+            others[0].start()
+            others[0].join(0.5)
+        real(path, *rest)
+
+    monkeypatch.setattr(changes, "_write", slow)
+    machine.install("docker", "--policy", "dev")
+    others[0].join(10)
+    assert {"agentshim-dev", "agentshim-web", "nvidia"} <= set(json.loads(machine.daemon.read_text())["runtimes"])
+    assert stat.S_IMODE(os.stat(turn.LOCK).st_mode) == 0o600
+
+
+def test_the_lock_is_no_link(machine: Machine) -> None:
+    victim = machine.root / "victim"
+    os.symlink(victim, turn.LOCK)
+    assert turn.LOCK in machine.refuses(HostError, "install", "docker") and not victim.exists()
+    machine.install("docker", "--dry-run")  # changes nothing, and waits for nobody
+
+
+def test_what_a_killed_run_has_left_goes(machine: Machine) -> None:
+    """Only that: another process's that lives, and what merely looks like it, stay."""
+    machine.write(machine.daemon, FILES["two"])
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    backup = changes.backup_of(str(machine.daemon))
+    for path in (str(machine.daemon), backup):
+        for pid in (dead.pid, os.getpid(), os.getppid()):
+            machine.write(Path(changes.temporary(path, pid)), "left")
+    mine = machine.write(machine.daemon.parent / ".daemon.json.mine", "mine")
+    before = machine.tree()
+    machine.install("docker", "--dry-run")
+    assert machine.tree() == before
+    machine.install("docker")
+    hidden = {str(one) for one in machine.daemon.parent.glob(".*")}
+    assert hidden == {str(mine), *(changes.temporary(path, os.getppid()) for path in (str(machine.daemon), backup))}
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "symlink", "fchmod"])
+def test_whatever_ends_it_nothing_is_half_done(machine: Machine, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only errors that we know: a bug, too little memory, Ctrl-C."""
+    machine.write(machine.crio, '[crio.runtime]\ndefault_runtime = "crun"\n')
+    machine.write(machine.crios, "# mine\n")
+    before, real = machine.tree(), getattr(os, call)
+    for turns in range(30):
+        left = [turns]
+
+        def ends(*args: Any, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, ends)
+            try:
+                machine.install("crio", "--set-as-default", "--policy", "web")
+                break
+            except KeyboardInterrupt:
+                assert machine.tree() == before
+    assert turns and "agentshim-web" in machine.crios.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_wait_until_it_is_whole(machine: Machine, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    real = os.rename
+
+    def rename(old: str, new: str) -> None:
+        os.kill(os.getpid(), number)
+        real(old, new)
+
+    was = signal.signal(number, lambda *_: seen.append("agentshim" in machine.daemon.read_text()))
+    try:
+        monkeypatch.setattr(os, "rename", rename)
+        machine.write(machine.daemon, FILES["two"])
+        machine.install("docker")
+        assert seen == [True]
+    finally:
+        signal.signal(number, was)
+
+
 def test_a_file_that_changes_meanwhile(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.write(machine.daemon, FILES["two"])
     plan = install.plan
@@ -412,8 +619,8 @@ def test_each_call_fails_once(machine: Machine, call: str, number: int, monkeypa
     machine.host.policy("mine", 'base = "locked"\n')
     machine.write(machine.crio, '[crio.runtime]\ndefault_runtime = "crun"\n')
     before, real, failed = machine.tree(), getattr(os, call), 0
-    for turn in range(30):
-        left = [turn]
+    for turns in range(30):
+        left = [turns]
 
         def fails(*args: Any, left: list[int] = left, **named: Any) -> Any:
             writes = call != "open" or args[1] & os.O_CREAT
@@ -567,7 +774,8 @@ def test_containers_that_run_by_us(
 @pytest.fixture
 def daemon(machine: Machine) -> Iterator[subprocess.Popen[bytes]]:
     """What looks like a dockerd: SIGHUP ends it."""
-    with subprocess.Popen(["dockerd", "60"], executable="/bin/sleep") as child:
+    program = shutil.copy("/bin/sleep", machine.run / "dockerd")
+    with subprocess.Popen(["dockerd", "60"], executable=program) as child:
         (machine.root / "docker.pid").write_text(str(child.pid))
         while not Path(f"/proc/{child.pid}/cmdline").read_bytes():
             time.sleep(0.001)  # execve lets the parent go on before the kernel has placed the words
@@ -588,6 +796,40 @@ def test_reload_where_nothing_runs(machine: Machine) -> None:
     for name in ("containerd", "crio"):
         assert "leave --reload out" in machine.refuses(HostError, "install", name, "--reload")
     assert "reloaded: podman" in machine.install("podman", "--reload")
+
+
+def test_attack_a_process_that_says_it_is_dockerd(machine: Machine, daemon: subprocess.Popen[bytes]) -> None:
+    """A command line is what its process likes; another program, or another user's, gets no SIGHUP of root's."""
+    assert calls.dockerd({})[0] == daemon.pid
+    with subprocess.Popen(["dockerd", "60"], executable="/bin/sleep") as other:
+        (machine.root / "docker.pid").write_text(str(other.pid))
+        while not Path(f"/proc/{other.pid}/cmdline").read_bytes():
+            time.sleep(0.001)
+        assert calls.dockerd({}) == (0, [])
+        machine.refuses(HostError, "install", "docker", "--reload")
+        assert other.poll() is None
+        other.kill()
+
+
+@needs_root
+def test_attack_a_dockerd_of_another_user(machine: Machine) -> None:
+    program = shutil.copy("/bin/sleep", machine.root / "dockerd")
+    opened = os.open(program, os.O_RDONLY)
+    with subprocess.Popen(
+        ["dockerd", "60"], executable=f"/proc/self/fd/{opened}", pass_fds=(opened,), user=65533, group=65533
+    ) as other:
+        (machine.root / "docker.pid").write_text(str(other.pid))
+        while not Path(f"/proc/{other.pid}/cmdline").read_bytes():
+            time.sleep(0.001)
+        assert os.path.basename(os.readlink(f"/proc/{other.pid}/exe")) == "dockerd"
+        assert calls.dockerd({}) == (0, [])
+        other.kill()
+    os.close(opened)
+
+
+def test_dockerd_whose_package_was_replaced(machine: Machine, daemon: subprocess.Popen[bytes]) -> None:
+    (machine.run / "dockerd").unlink()
+    assert calls.dockerd({"pidfile": None})[0] == daemon.pid
 
 
 def test_reload_of_a_dockerd_with_another_file(machine: Machine, daemon: subprocess.Popen[bytes]) -> None:

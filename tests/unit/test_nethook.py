@@ -427,7 +427,7 @@ def is_whole(raw: bytes) -> bool:
     return not rest and 0 < count <= 4096
 
 
-NUMBERS = [0, 1, 2, 3, 4, 11, 12, 13, 15, 16, 17, 20, 36, 0x100, 0x101, 0x200, 0x201, 0x301, 0x302, 0x400, 0x800, 0x1000]
+NUMBERS = [0, 1, 2, 3, 4, 11, 12, 13, 15, 16, 17, 20, 36, 0x100, 0x101, 0x200, 0x201, 0x301, 0x302, 0x400, 0x800, 4096]
 EDGES = st.sampled_from([*NUMBERS, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFC, 0xFFFFFFFF])
 
 

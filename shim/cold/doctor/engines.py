@@ -10,6 +10,7 @@ import glob
 import http.client
 import json
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from shim.cold.doctor.host import Host, Process
 
 DOCKER, CONTAINERD, PODMAN, CRIO = "docker", "containerd", "podman", "crio"
 SECONDS = 5  # for an engine's answer
+DOCKER_SOCKET = "unix:///var/run/docker.sock"
 PLUGINS = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri")  # of version 3, 2 and 1
 
 
@@ -137,11 +139,34 @@ def _docker(host: Host, process: Process | None) -> Engine:
         engine.runtimes.append(Runtime(name, where))
     asked = process.option("--default-runtime") if process else ""
     engine.default = asked or _text(told.get("default-runtime")) or "runc"
-    words = [*(process.options("-H", "--host") if process else ()), *_texts(told.get("hosts"))]
-    engine.sockets = words or ["unix:///var/run/docker.sock"]
+    words = [*(_hosts(process) if process else ()), *_texts(told.get("hosts"))]
+    engine.sockets = [address_of(one) for one in words] or [DOCKER_SOCKET]
     if process:
         _ask(engine)
     return engine
+
+
+def _hosts(process: Process) -> list[str]:
+    """Where a dockerd's command line lets it listen; the short option may hold its value: -Htcp://..., -DH=..."""
+    joined = [re.fullmatch(r"-[Dv]*H=?(.+)", word) for word in process.words]
+    spelled = [one[1] for one in joined if one and one[1] != "="]
+    apart = [after for word, after in zip(process.words, process.words[1:]) if re.fullmatch(r"-[Dv]*H", word)]
+    return [*process.options("--host"), *spelled, *apart]
+
+
+def address_of(text: str) -> str:
+    """An address as dockerd takes it (opts.ParseHost of moby): without a scheme it is tcp, and has defaults."""
+    scheme, found, rest = text.strip().partition("://")
+    if not found:
+        return f"tcp://{text.strip()}" if text.strip() else DOCKER_SOCKET
+    return DOCKER_SOCKET if scheme == "unix" and not rest else f"{scheme}://{rest}"
+
+
+def path_of(address: str) -> str:
+    """The path of a socket, '' where an address is none."""
+    if address.startswith("fd://"):
+        return "/run/docker.sock"  # systemd's; which one it is, its unit says
+    return address.removeprefix("unix://") if address.startswith("unix://") else ""
 
 
 def _docker_path(one: Any) -> str:
@@ -152,7 +177,7 @@ def _docker_path(one: Any) -> str:
 def _ask(engine: Engine) -> None:
     """What the running dockerd knows: it may not have read its file since it was changed."""
     for address in engine.sockets:
-        path = {"fd://": "/run/docker.sock"}.get(address, address.removeprefix("unix://"))
+        path = path_of(address)
         try:
             told = get(engine.host.at(path), "/info") if path.startswith("/") else {}
         except (OSError, ValueError, http.client.HTTPException):

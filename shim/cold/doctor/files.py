@@ -14,9 +14,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 
-from shim import policy, state
+from shim import hostpaths, policy, state
 from shim.cold import policies, site
-from shim.cold.doctor.host import FAIL, OK, WARN, Finding, Host
+from shim.cold.doctor.host import FAIL, OK, WARN, Finding, Host, group_of
 from shim.cold.doctor.versions import config_of
 from shim.verbs import gate
 
@@ -34,8 +34,9 @@ def owned(host: Host) -> Iterator[Finding]:
     packages = site.recorded(site.LIBDIR) or site.beside(site.LIBDIR)
     if packages:
         yield _tree(host, "files.packages", packages)
-    for name, path in (("files.etc", policy.ETC), ("files.var", policy.VAR), ("files.log", LOG)):
+    for name, path in (("files.etc", policy.ETC), ("files.var", policy.VAR)):
         yield _tree(host, name, path) if host.has(path) else Finding(OK, name, f"no {path}")
+    yield _log(host) if host.has(LOG) else Finding(OK, "files.log", f"no {LOG}")
     yield _run(host)
 
 
@@ -56,7 +57,15 @@ def _launcher(host: Host) -> Iterator[Finding]:
 
 def _tree(host: Host, name: str, path: str) -> Finding:
     """One finding for a directory, what is above it, and all files below."""
-    fault, count = host.loose(path), 0
+    fault, count = _below(host, path, host.loose(path))
+    if fault:
+        return Finding(FAIL, name, fault, MEND, path)
+    return Finding(OK, name, f"{path}: {count} files, root's alone", subject=path)
+
+
+def _below(host: Host, path: str, fault: str = "") -> tuple[str, int]:
+    """(the first file below a directory that is not root's alone, or `fault`; how many there are)."""
+    count = 0
     for here, folders, files in os.walk(host.at(path)):
         for one in [*folders, *files]:
             where = f"{here}/{one}"
@@ -65,9 +74,30 @@ def _tree(host: Host, name: str, path: str) -> Finding:
             loose = there.st_mode & 0o022 and not stat.S_ISLNK(there.st_mode)
             if not fault and (there.st_uid != 0 or loose):
                 fault = f"{where[len(host.root) :]}: owner {there.st_uid}, mode {stat.S_IMODE(there.st_mode):04o}"
+    return fault, count
+
+
+def _log(host: Host) -> Finding:
+    """The audit log as `shim.audit` judges it before each record: the directory itself, and the files in it. What is
+    above it is syslog's on some distributions, and no forged record comes of that: only a stop.
+    """
+    name, there = "files.log", os.lstat(host.at(LOG))
+    if not stat.S_ISDIR(there.st_mode):
+        return Finding(FAIL, name, f"{LOG} is a symbolic link, or no directory", "look who has put it there", LOG)
+    mine = "" if hostpaths.is_roots(there) else f"{LOG}: owner {there.st_uid}, mode {stat.S_IMODE(there.st_mode):04o}"
+    fault, count = _below(host, LOG, mine)
     if fault:
-        return Finding(FAIL, name, fault, MEND, path)
-    return Finding(OK, name, f"{path}: {count} files, root's alone", subject=path)
+        return Finding(FAIL, name, fault, MEND, LOG)
+    for parent in ("/", "/var", os.path.dirname(LOG)):
+        there = os.stat(host.at(parent))
+        if there.st_uid == 0 and there.st_mode & 0o022 == 0o020 and not there.st_mode & stat.S_ISVTX:
+            group = group_of(host, there.st_gid)
+            found = f"{parent} is writable by group {group}: whoever is in it can stop creates by replacing {LOG}"
+            return Finding(WARN, name, found, f"let nobody into group {group} who may not stop containers", LOG)
+    loose = host.loose(LOG)
+    if loose:
+        return Finding(FAIL, name, loose, MEND, LOG)
+    return Finding(OK, name, f"{LOG}: {count} files, root's alone", subject=LOG)
 
 
 def _run(host: Host) -> Finding:

@@ -6,9 +6,11 @@ Belongs here: reading, never writing, with every file bounded: whoever names a f
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -82,6 +84,14 @@ class Host:
                 if len(data) > MOST_BYTES:
                     raise OSError(27, "too large", path)
         return data
+
+    def digest(self, path: str, algorithm: str) -> str:
+        """A regular file's digest, hexadecimal; programs are larger than what `read` takes. OSError as `read`."""
+        fd = os.open(self.at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(22, "not a regular file", path)
+            return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
     def text(self, path: str) -> str:
         """A file as text, '' where it is not there. OSError otherwise as `read`."""
@@ -193,8 +203,23 @@ class Host:
         """The processes of a program, by the name of its file."""
         return [one for one in self.processes if one.name == name]
 
+    def started(self, process: Process) -> float:
+        """When a process was started, in unix seconds; 0 where that is not told."""
+        try:
+            ticks = int(self.text(f"/proc/{process.pid}/stat").rpartition(")")[2].split()[19])
+        except (OSError, ValueError, IndexError):
+            return 0.0
+        booted = time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return booted + ticks / os.sysconf("SC_CLK_TCK")
+
     def inside(self, process: Process) -> Host:
         """The host as a process sees it: another one where it has mounts of its own."""
         if self.link(f"/proc/{process.pid}/ns/mnt") == self.link("/proc/self/ns/mnt"):
             return self
         return Host(self.at(f"/proc/{process.pid}/root"), self.launcher)
+
+
+def group_of(host: Host, number: int) -> str:
+    """A group's name by /etc/group, its number where that names none."""
+    rows = [line.split(":") for line in host.text("/etc/group").splitlines()]
+    return next((row[0] for row in rows if row[2:3] == [str(number)]), str(number))

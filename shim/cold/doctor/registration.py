@@ -11,11 +11,17 @@ from collections.abc import Iterator
 
 from shim import policy
 from shim.cold.doctor import versions
-from shim.cold.doctor.engines import CONTAINERD, DOCKER, Engine, Runtime, engines
+from shim.cold.doctor.engines import CONTAINERD, CRIO, DOCKER, Engine, Runtime, engines
 from shim.cold.doctor.host import FAIL, OK, WARN, Finding, Host
 
 # What asks a containerd's CRI plugin for runtimes by name; without them, its callers name a runtime in each call.
 CRI_CLIENTS = ("kubelet", "crictl", "k3s", "nerdctl")
+RESTART = {
+    DOCKER: "systemctl restart docker",
+    CONTAINERD: "systemctl restart containerd",
+    CRIO: "systemctl restart crio",
+}
+SLACK = 1.0  # seconds; a process's start has ticks of 10 ms, and is told by another clock than a file's time
 RELOAD = {DOCKER: "systemctl reload docker", CONTAINERD: "systemctl restart containerd"}
 
 
@@ -31,6 +37,7 @@ def registration(host: Host) -> Iterator[Finding]:
                 FAIL, "engine.config", fault, "correct the file: the engine does not start with it", engine.name
             )
         yield from _registered(engine)
+        yield from _changed(host, engine)
         for runtime in ours(engine):
             yield from judged(engine, runtime, names)
             yield from _noted(engine, runtime)
@@ -71,6 +78,17 @@ def _registered(engine: Engine) -> Iterator[Finding]:
     else:
         todo = f"agentshim install {engine.kind}"
         yield Finding(WARN, "engine.registered", "no runtime of ours", todo, engine.name)
+
+
+def _changed(host: Host, engine: Engine) -> Iterator[Finding]:
+    """A running engine that does not say what it knows goes on with the files that it read when it started."""
+    if engine.process is None or engine.live is not None:
+        return
+    started = host.started(engine.process)
+    newer = [one for one in engine.files if started and os.stat(engine.host.at(one)).st_mtime > started + SLACK]
+    if newer:
+        found = f"{', '.join(newer)}: changed since it started"
+        yield Finding(FAIL, "engine.live", found, f"restart it: {RESTART[engine.kind]}", engine.name)
 
 
 def judged(engine: Engine, runtime: Runtime, names: list[str] | None) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """The delegate and libseccomp against known flaws, with what a distribution has mended in an older release.
 
 Belongs here: which release is installed, and whose package it is. Next door: `advisories` has the table.
+A changelog speaks for the file that its package brought, of the version that the file says it is: no other.
 A package whose changelog does not name a flaw may be mended all the same, or never have had it: a warning, no failure.
 """
 
@@ -23,11 +24,14 @@ NEWER = "install a newer {}, or your distribution's security update"
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution's package: its name, its version, and its changelog ('' where it has none on this host)."""
+    """A distribution's package: its name, its version, its changelog ('' where it has none on this host), and whether
+    the file that is there is the one that it brought.
+    """
 
     name: str
     version: str
     changelog: str
+    is_whole: bool
 
 
 @dataclass(frozen=True)
@@ -109,35 +113,43 @@ def verdict(advisory: Advisory, one: Installed, release: Version) -> tuple[str, 
     shown = one.told.removeprefix(one.kind).removeprefix(" version").strip()
     if has_fix(advisory, release):
         return OK, f"{shown} has it not"
-    package = one.package
-    if package and advisory.name in package.changelog:
-        return OK, f"{shown} had it, {package.name} {package.version} mends it"
-    if package and version(package.version) == release:
-        missing = "does not name it" if package.changelog else "is not on this host"
-        return (
-            WARN,
-            f"{shown} had it, whether {package.name} {package.version} mends it is unknown (the changelog {missing})",
-        )
-    return (
-        FAIL if advisory.grave else WARN
-    ), f"{shown} has it, and is no package of a distribution that mends such things"
+    package, fault = one.package, _fault(one.package, release)
+    if package is None or fault:
+        return FAIL if advisory.grave else WARN, f"{shown} has it, and no package vouches for the file: {fault}"
+    said = f"{package.name} {package.version}"
+    if advisory.name in package.changelog:
+        return OK, f"{shown} had it, {said} mends it"
+    missing = "does not name it" if package.changelog else "is not on this host"
+    return WARN, f"{shown} had it, whether {said} mends it is unknown (the changelog {missing})"
+
+
+def _fault(package: Package | None, release: Version) -> str:
+    """Why a package's changelog says nothing of the file that is there; '' where it does."""
+    if package is None:
+        return "none owns it"
+    if version(package.version) != release:
+        return f"{package.name} {package.version} owns it, which is another version"
+    return "" if package.is_whole else f"it is not the one that {package.name} {package.version} brought"
 
 
 def package_of(host: Host, path: str) -> Package | None:
     """The package that owns a file: dpkg's, read from its files, or rpm's. None where none does."""
     for known in dict.fromkeys((path, host.real(path), path.removeprefix("/usr"))):
-        found = _dpkg(host, known) or _rpm(host, known)
+        found = _dpkg(host, known, path) or _rpm(host, known, path)
         if found:
             return found
     return None
 
 
-def _dpkg(host: Host, path: str) -> Package | None:
-    line = f"\n{path}\n".encode()
+def _dpkg(host: Host, listed: str, path: str) -> Package | None:
+    """`listed`: the file's name in the package's list; `path`: where it is."""
+    line = f"\n{listed}\n".encode()
     for name in host.names(f"{DPKG}/info"):
         if name.endswith(".list") and line in b"\n" + host.read(f"{DPKG}/info/{name}"):
             package = name[:-5].partition(":")[0]
-            return Package(package, _dpkg_version(host, package), _changelog(host, package))
+            sums = host.text(f"{DPKG}/info/{name[:-5]}.md5sums").splitlines()
+            is_whole = f"{host.digest(path, 'md5')}  {listed.lstrip('/')}" in sums
+            return Package(package, _dpkg_version(host, package), _changelog(host, package), is_whole)
     return None
 
 
@@ -156,12 +168,20 @@ def _changelog(host: Host, package: str) -> str:
     return ""
 
 
-def _rpm(host: Host, path: str) -> Package | None:
+# By the length of what rpm tells: it does not name the algorithm beside it.
+DIGESTS = {32: "md5", 40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
+
+
+def _rpm(host: Host, listed: str, path: str) -> Package | None:
     rpm = host.program("rpm")
     if not rpm:
         return None
     try:
-        name, release = host.run(rpm, "-qf", "--qf", "%{NAME} %{VERSION}-%{RELEASE}\n", path).split("\n")[0].split(" ")
-        return Package(name, release, host.run(rpm, "-q", "--changelog", name))
+        form = "%{NAME} %{VERSION}-%{RELEASE}\n"
+        name, release = host.run(rpm, "-qf", "--qf", form, listed).split("\n")[0].split(" ")
+        rows = host.run(rpm, "-qf", "--qf", "[%{FILEDIGESTS} %{FILENAMES}\n]", listed).splitlines()
+        digests = {row.partition(" ")[0] for row in rows if row.partition(" ")[2] == listed}
+        is_whole = any(host.digest(path, DIGESTS[len(one)]) == one for one in digests if len(one) in DIGESTS)
+        return Package(name, release, host.run(rpm, "-q", "--changelog", name), is_whole)
     except (OSError, ValueError):
         return None  # no package owns it

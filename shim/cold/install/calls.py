@@ -13,12 +13,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from shim import state
+from shim import policy, state
 from shim.cold.install.engines import ENGINES, Doc, Engine
 from shim.errors import HostError, Refused, ShimError
 
 PIDFILE = "/var/run/docker.pid"
 SYSTEMD = "/run/systemd/system"  # sd_booted(3)
+# What /proc/PID/exe of a dockerd is called; NixOS wraps it, and a package that was replaced meanwhile is deleted.
+DOCKERD = ("dockerd", ".dockerd-wrapped")
 SECONDS = 120  # a restart of containerd waits for its plugins
 # Options of dockerd's command line that say what the file would: with both it does not start.
 CONFLICTS = {"--add-runtime": "runtimes", "--default-runtime": "default-runtime"}
@@ -28,7 +30,7 @@ def how(engine: Engine, doc: Doc) -> str:
     """One line: how `engine` reads its file again."""
     booted = os.path.isdir(SYSTEMD)
     if engine.name == "docker":
-        pidfile = doc.get("pidfile", PIDFILE)
+        pidfile = doc.get("pidfile") or PIDFILE
         return "systemctl reload docker" if booted and pidfile == PIDFILE else f"kill -HUP $(cat {pidfile})"
     if not engine.service:
         return "nothing: the next command reads it"
@@ -47,7 +49,9 @@ def reloader(engine: Engine, doc: Doc, path: str) -> list[str] | int | None:
         pid, words = dockerd(doc)
         if not pid:
             todo = "leave --reload out: dockerd reads the file when it starts"
-            raise HostError("install", "--reload", "a running dockerd", f"none by {doc.get('pidfile', PIDFILE)}", todo)
+            raise HostError(
+                "install", "--reload", "a running dockerd", f"none by {doc.get('pidfile') or PIDFILE}", todo
+            )
         read = _option(words, "--config-file") or ENGINES["docker"].main
         if os.path.realpath(read) != os.path.realpath(path):
             raise Refused("install", "--reload", path, f"{read}, which dockerd reads", f"name it: --config {read}")
@@ -91,11 +95,22 @@ def check_flags(doc: Doc, path: str, is_named: bool, default: bool) -> None:
 def dockerd(doc: Doc) -> tuple[int, list[str]]:
     """(pid, command line) of the dockerd of this daemon.json, by its pid file; (0, []) if it does not run."""
     try:
-        pid = int(Path(str(doc.get("pidfile", PIDFILE))).read_text())
+        pid = int(Path(str(doc.get("pidfile") or PIDFILE)).read_text())
         words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        is_it = os.path.basename(words[0]) == "dockerd" and _is_dockerd(pid)
     except (OSError, ValueError):
         return 0, []
-    return (pid, words) if os.path.basename(words[0]) == "dockerd" else (0, [])
+    return (pid, words) if is_it else (0, [])
+
+
+def _is_dockerd(pid: int) -> bool:
+    """Whether `pid` is a dockerd of root's: a pid file may be stale, and a command line says what its process likes.
+    OSError where it is gone.
+    """
+    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    uids = status.partition("\nUid:")[2].partition("\n")[0].split()
+    program = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+    return program in DOCKERD and all(int(one) in policy.OWNERS for one in uids)
 
 
 def _option(words: list[str], name: str) -> str:

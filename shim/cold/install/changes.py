@@ -4,6 +4,7 @@ Belongs here: bytes, links and directories, as steps with describe(), apply() an
 is in the files; `install` says which steps there are.
 A symbolic link is refused, not followed: what stands behind it is often made by somebody else (NixOS, a configuration
 manager, a volume of the cluster), who would put it back, and a rename over the link would cut it off without a word.
+So would it a file's other names (hard links).
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import contextlib
 import difflib
 import errno
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from shim import policy
-from shim.errors import HostError, Invalid, Refused, ShimError, reason
+from shim.errors import HostError, Invalid, Refused, reason
 
 BOM = b"\xef\xbb\xbf"
 BACKUP = ".before-agentshim"
+DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Step(Protocol):
 def read(path: str) -> File:
     """The file at `path`, an empty one where there is none.
 
-    Refused for a link, or for what is no file; HostError where others than root can change it, or a directory above it,
-    or where it cannot be read; Invalid where it is not UTF-8, or begins with a byte order mark.
+    Refused for a link, of either kind, or for what is no file; HostError where others than root can change it, or a
+    directory above it, or where it cannot be read; Invalid where it is not UTF-8, or begins with a byte order mark.
     """
     check_place(path)
     try:
@@ -75,6 +78,9 @@ def read(path: str) -> File:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise Refused("install", path, "no regular file", "a file", "put a file there, or name one with --config")
+        if status.st_nlink > 1:
+            todo = f"make it a file of its own: cp -p {path} {path}.own && mv {path}.own {path}"
+            raise Refused("install", path, f"a file with {status.st_nlink} names (hard links)", "one name", todo)
         _check_owner(path, status)
         with open(fd, "rb", closefd=False) as file:
             return _decoded(path, file.read(), status)
@@ -139,11 +145,40 @@ def diff(path: str, before: bytes | None, after: bytes | None) -> Iterator[str]:
         yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
 
 
+@dataclass(frozen=True)
+class Dress:
+    """Who owns a file, who may read it, and its extended attributes (an SELinux label, ACLs)."""
+
+    uid: int
+    gid: int
+    mode: int
+    attributes: tuple[tuple[str, bytes], ...]
+
+    @classmethod
+    def of(cls, path: str) -> Dress:
+        """What the file `path` wears. OSError."""
+        status = os.stat(path)
+        attributes = tuple((name, os.getxattr(path, name)) for name in os.listxattr(path))
+        return cls(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), attributes)
+
+    def put_on(self, fd: int) -> None:
+        """OSError; an attribute that the file system does not take is left out."""
+        os.fchown(fd, self.uid, self.gid)
+        os.fchmod(fd, self.mode)
+        for name, value in self.attributes:
+            try:
+                os.setxattr(fd, name, value)
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EPERM):
+                    raise
+
+
 @dataclass
 class Content:
     """The file `path` gets `after` instead of `before` (None: no file), and keeps its owner, mode and attributes.
 
-    `like`: the file whose they are where `path` is new. `shown`: whether its diff is worth showing.
+    `like`: the file of which `path` is a copy: it then gets the owner, mode and attributes of that, whatever it had,
+    since who may not read the one must not read the other. `shown`: whether its diff is worth showing.
     """
 
     path: str
@@ -151,29 +186,39 @@ class Content:
     after: bytes | None
     like: str = ""
     shown: bool = True
+    _is_begun: bool = False
+    _worn: Dress | None = None  # before us: for undo, since a file that is gone tells nothing
 
     def describe(self) -> Iterator[str]:
         if self.shown:
             yield from diff(self.path, self.before, self.after)
 
     def apply(self) -> None:
-        self._change(self.before, self.after)
-
-    def undo(self) -> None:
-        self._change(self.after, self.before)
-
-    def _change(self, expected: bytes | None, data: bytes | None) -> None:
         try:
-            if _bytes(self.path) != expected:
-                todo = "run it again: someone else is writing it"
-                raise HostError("install", self.path, "another content than was read", "the same", todo)
-            if data is None:
-                os.unlink(self.path)
-            else:
-                _write(self.path, data, self.path if expected is not None else self.like)
-            _sync(os.path.dirname(self.path))
+            self._check(self.before)
+            self._worn = Dress.of(self.path) if self.before is not None else None
+            dress = Dress.of(self.like) if self.like else self._worn
+            self._is_begun = True
+            self._become(self.after, dress)
         except OSError as error:
             raise failed(self.path, error) from None
+
+    def undo(self) -> None:
+        if self._is_begun:
+            self._check(self.after)
+            self._become(self.before, self._worn)
+
+    def _check(self, expected: bytes | None) -> None:
+        if _bytes(self.path) != expected:
+            todo = "run it again: someone else is writing it"
+            raise HostError("install", self.path, "another content than was read", "the same", todo)
+
+    def _become(self, data: bytes | None, dress: Dress | None) -> None:
+        if data is None:
+            os.unlink(self.path)
+        else:
+            _write(self.path, data, dress)
+        _sync(os.path.dirname(self.path))
 
 
 @dataclass
@@ -228,17 +273,29 @@ class Directory:
 
 
 def apply(steps: list[Step]) -> None:
-    """All of `changes`, or none: when one fails it is undone, and those before it, the last first."""
+    """All of `steps`, or none: when one fails, in whatever way, it is undone, and those before it, the last first.
+
+    Signals that ask us to end wait until then: it takes milliseconds.
+    """
     begun: list[Step] = []
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, DEFERRED)
     try:
         for step in steps:
             begun.append(step)
             step.apply()
-    except ShimError:
+    except BaseException:
         for step in reversed(begun):
-            with contextlib.suppress(ShimError, OSError):  # the first error is the one to tell
+            with contextlib.suppress(Exception):  # the first error is the one to tell
                 step.undo()
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+
+def temporary(path: str, pid: int | str) -> str:
+    """What the process `pid` writes before it renames it to `path`."""
+    directory, name = os.path.split(aside(path))
+    return f"{directory}/.{name}.{pid}"
 
 
 def _bytes(path: str) -> bytes | None:
@@ -249,37 +306,24 @@ def _bytes(path: str) -> bytes | None:
         return None
 
 
-def _write(path: str, data: bytes, like: str) -> None:
-    """rename(2) of a whole, synced file over `path`, or to it."""
-    directory, name = os.path.split(aside(path))
-    temporary = f"{directory}/.{name}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _write(path: str, data: bytes, dress: Dress | None) -> None:
+    """rename(2) of a whole, synced file over `path`, or to it; root's and 0644 without a `dress`."""
+    new = temporary(path, os.getpid())
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:
             file.write(data)
             file.flush()
-            _dress(fd, like)
+            if dress:
+                dress.put_on(fd)
+            else:
+                os.fchmod(fd, 0o644)
             os.fsync(fd)
-        os.rename(temporary, path)
-    except OSError:
-        os.unlink(temporary)
+        os.rename(new, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):  # already renamed
+            os.unlink(new)
         raise
-
-
-def _dress(fd: int, like: str) -> None:
-    """Owner, mode and extended attributes (an SELinux label, ACLs) of the file `like`; root's and 0644 without one."""
-    if not like:
-        os.fchmod(fd, 0o644)
-        return
-    status = os.stat(like)
-    os.fchown(fd, status.st_uid, status.st_gid)
-    os.fchmod(fd, stat.S_IMODE(status.st_mode))
-    for name in os.listxattr(like):
-        try:
-            os.setxattr(fd, name, os.getxattr(like, name))
-        except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.EPERM):
-                raise
 
 
 def _sync(directory: str) -> None:

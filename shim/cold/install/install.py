@@ -7,12 +7,14 @@ Belongs here: the command line, and what an install is made of. Next door: `unin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 
 from shim import hostpaths, policy
 from shim.cold import compile as cold
-from shim.cold.install import calls, changes, registration, sites, toml_text, uninstall
+from shim.cold.audit import printable, to_any_terminal
+from shim.cold.install import calls, changes, registration, sites, toml_text, turn, uninstall
 from shim.cold.install.changes import Content, Directory, File, Link, Step
 from shim.cold.install.engines import ENGINES, NAME, Engine
 from shim.errors import HostError, Refused
@@ -23,6 +25,12 @@ def main(verb: str, argv: list[str], execfn: str, etc: str = policy.ETC, var: st
     `--reload`. `execfn`: the path by which we were called.
     """
     args = _parser(verb).parse_args(argv)
+    with contextlib.nullcontext() if args.dry_run else turn.alone():
+        _run(verb, args, execfn, etc, var)
+    return 0
+
+
+def _run(verb: str, args: argparse.Namespace, execfn: str, etc: str, var: str) -> None:
     engine = ENGINES[args.engine]
     installs = verb == "install"
     steps, told, path = (
@@ -31,17 +39,26 @@ def main(verb: str, argv: list[str], execfn: str, etc: str = policy.ETC, var: st
     doc = engine.syntax.parse(changes.read(path).text, path)
     what = calls.reloader(engine, doc, path) if args.reload and steps else None
     if args.dry_run:
-        sys.stdout.writelines(line for step in steps for line in step.describe())
+        _show(steps)
     else:
+        turn.sweep({path, changes.backup_of(path), *(one.path for one in steps if isinstance(one, Content))})
         changes.apply(steps)
     if not args.dry_run or not steps:
-        print("\n".join(told))
+        print("\n".join(map(printable, told)))
     if steps and args.reload and not args.dry_run:
         calls.reload(what)
         print(f"reloaded: {engine.name}")
     elif steps:
-        print(f"reload: {calls.how(engine, doc)}")
-    return 0
+        print(f"reload: {printable(calls.how(engine, doc))}")
+
+
+def _show(steps: list[Step]) -> None:
+    """What `steps` would do: as patch(1) needs it, or, on a terminal, without what would steer that."""
+    lines = (line for step in steps for line in step.describe())
+    if sys.stdout.isatty():
+        to_any_terminal()
+        lines = ("\t".join(map(printable, line.removesuffix("\n").split("\t"))) + "\n" for line in lines)
+    sys.stdout.writelines(lines)
 
 
 def _parser(verb: str) -> argparse.ArgumentParser:

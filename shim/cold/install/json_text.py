@@ -54,8 +54,15 @@ def parse(text: str, where: str) -> dict[str, Any]:
     return doc
 
 
+def meaning(text: str, where: str) -> str:
+    """All that a reader takes from `text`, so that what has the same may differ in white space alone. Invalid."""
+    return repr(parse(text, where))
+
+
 def put(text: str, path: Path, value: Any, where: str) -> str:
-    """`text` with `value` at `path`, made where it is not. Every value on the way is an object."""
+    """`text` with `value` at `path`, made where it is not. Every value on the way is an object, or null: dockerd takes
+    that for nothing.
+    """
     if not text.strip():
         text = "{\n}\n"
     unit, at = _unit(text), _SPACE.match(text).end()  # type: ignore[union-attr]
@@ -66,7 +73,9 @@ def put(text: str, path: Path, value: Any, where: str) -> str:
             for name in reversed(path[depth + 1 :]):
                 value = {name: value}
             return _inserted(text, at, members, close, key, value, unit)
-        if depth == len(path) - 1:
+        if depth == len(path) - 1 or text.startswith("null", found.value):
+            for name in reversed(path[depth + 1 :]):
+                value = {name: value}
             return text[: found.value] + _rendered(value, _indent(text, found.start), unit) + text[found.end :]
         at = found.value
     raise AssertionError("an empty path")

@@ -88,8 +88,15 @@ def unregister(engine: Engine, text: str, gone: list[str], where: str, before: D
     for depth in range(len(runtimes), 0, -1) if gone else ():
         at = runtimes[:depth]
         if get(syntax.parse(text, where), at) == {} and get(before or {}, at) is None:
-            text = syntax.drop(text, at, where)
+            text = _absent(engine, text, at, where, before or {})
     return text
+
+
+def _absent(engine: Engine, text: str, path: Path, where: str, before: Doc) -> str:
+    """`text` without `path`, or with null there, where `before` had that: JSON has two ways to say nothing."""
+    above = get(before, path[:-1])
+    was_null = isinstance(above, dict) and path[-1] in above and above[path[-1]] is None
+    return str(engine.syntax.put(text, path, None, where) if was_null else engine.syntax.drop(text, path, where))
 
 
 def _reset(engine: Engine, text: str, default: Path, where: str, before: Doc) -> str:
@@ -97,4 +104,4 @@ def _reset(engine: Engine, text: str, default: Path, where: str, before: Doc) ->
     there = {*engine.builtin, *engine.paths(engine.syntax.parse(text, where), where)}
     if isinstance(old, str) and old in there and not old.startswith(NAME):
         return str(engine.syntax.put(text, default, old, where))
-    return str(engine.syntax.drop(text, default, where))
+    return _absent(engine, text, default, where, before)

@@ -20,6 +20,8 @@ from shim.errors import HostError, Invalid
 Path = tuple[str, ...]
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _NOTHING = re.compile(r"\s*(#.*)?")
+# Quotes and # stand nowhere else: what a string holds is no comment, and the other way round.
+_STRING_OR_COMMENT = re.compile(rf"(?:{toml_lines._STRING.pattern})|(?P<comment>#[^\n]*)", re.DOTALL)
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
@@ -31,6 +33,15 @@ def parse(text: str, where: str) -> dict[str, Any]:
         line = found[1] if found and found[1] else text.count("\n") + 1
         asked = re.sub(r" \(at .*\)", "", str(error)).lower()
         raise Invalid("install", f"{where}:{line}", asked, "TOML", "correct it: the engine reads none of it") from None
+
+
+def meaning(text: str, where: str) -> str:
+    """All that a reader takes from `text`, comments too, so that what has the same may differ in white space alone.
+
+    Invalid as parse.
+    """
+    found = [one["comment"] for one in _STRING_OR_COMMENT.finditer(text)]
+    return repr((parse(text, where), [one.split() for one in found if one]))
 
 
 def get(doc: Any, path: Path) -> Any:

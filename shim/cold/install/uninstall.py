@@ -72,9 +72,12 @@ def _taken_out(engine: Engine, file: File, gone: list[str], told: list[str]) -> 
 
 
 def _is_as_before(engine: Engine, text: str, doc: dict[str, Any], before: str) -> bool:
-    """Whether `text` is, white space aside, what it was before us (nothing at all where there was no file)."""
+    """Whether `text` is what it was before us (nothing at all where there was no file), white space aside, but for that
+    in strings and comments.
+    """
     tries = [text, engine.syntax.drop(text, ("version",), "")] if "version" in doc else [text]
-    return any(_squeezed(one) == _squeezed(before) for one in tries)
+    same = [one for one in tries if _squeezed(one) == _squeezed(before)]
+    return any(engine.syntax.meaning(one, "") == engine.syntax.meaning(before, "") for one in same)
 
 
 def _squeezed(text: str) -> str:
@@ -89,8 +92,8 @@ def _lasting(engine: Engine, text: str, was: Doc, gone: list[str], file: File, t
     if engine.name != "docker" or not calls.dockerd(was)[0]:
         return text
     doc = engine.syntax.parse(text, file.path)
-    left: Doc = {} if "runtimes" in doc else {"runtimes": {}}
-    if was.get("default-runtime") in gone and "default-runtime" not in doc:
+    left: Doc = {} if doc.get("runtimes") is not None else {"runtimes": {}}
+    if was.get("default-runtime") in gone and doc.get("default-runtime") is None:
         left["default-runtime"] = engine.builtin[0]
     for key, value in left.items():
         text = engine.syntax.put(text, (key,), value, file.path)

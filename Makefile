@@ -1,7 +1,7 @@
 # make demo     one real container through agentshim: what was asked, what was granted, and why
 # make test     everything; installs what it needs (apt and pip) by itself
 # make fuzz     a million inputs, coverage-guided; make faults: every system call of ours fails once
-# make install  PREFIX=/usr/local, DESTDIR=
+# make install  PREFIX=/usr/local, DESTDIR=; make uninstall: FORCE=1 if an engine's file still names us
 .DEFAULT_GOAL := build
 .PHONY: build launcher demo test lint bench fuzz faults install uninstall clean packages packages-demo
 

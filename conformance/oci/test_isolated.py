@@ -166,7 +166,7 @@ def test_a_network_that_a_hook_makes_is_not_isolated(runtime: Runtime, world: Wo
     program = runtime.room.base / "engines-hook"
     program.write_text(
         "#!/bin/sh\npid=$(sed 's/.*\"pid\": *//; s/[^0-9].*//')\n"
-        f"{tool('ip')} link add eng0 type dummy && {tool('ip')} link set eng0 netns $pid &&"
+        f"{tool('ip')} link add eng0 type veth peer name eng1 && {tool('ip')} link set eng0 netns $pid &&"
         f" nsenter --net=/proc/$pid/ns/net {tool('ip')} link set eng0 up\n"
     )
     program.chmod(0o755)

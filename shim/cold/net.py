@@ -285,11 +285,16 @@ def _carried(record: dict[str, Any]) -> None:
     if mode == "dead-end":
         todo = 'set [network] mode = "isolated", and start it again'
         raise Refused("lease", "CONTAINER", f"{record['id']}, mode dead-end", "a network with a way out", todo)
-    with open(f"/proc/{state.init_of(record)}/net/dev", encoding="ascii", errors="replace") as file:
-        links = {line.partition(":")[0].strip() for line in file.readlines()[2:]}
-    if not links - LINKS_OF_EVERYBODY:
+    if not _links(_namespace(record)) - LINKS_OF_EVERYBODY:
         todo = "start it again with a network: a policy that grants something, or one of the engine's"
         raise Refused("lease", "CONTAINER", f"{record['id']}, which has only lo", "a network with a way out", todo)
+
+
+def _links(namespace: str) -> set[str]:
+    """The network interfaces of a process, whose namespace is at /proc/PID/ns/net."""
+    path = namespace.removesuffix("ns/net") + "net/dev"
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return {line.rpartition(":")[0].strip() for line in file.readlines()[2:]}
 
 
 def _revoked(options: argparse.Namespace) -> int:

@@ -400,6 +400,16 @@ def test_followed_through_rotation(log: Path) -> None:
     assert [json.loads(line)["event.action"] for line in one.lines()] == ["update"]
 
 
+def test_what_a_person_did_and_what_failed(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {"id": "c0ffee", "root": "/r", "policy": "p", "digest": "d", "mode": "enforce"}
+    reader.write("lease_granted", one, peer="tcp:192.0.2.1:1")
+    reader.write("lease_granted", one, failed=HostError("network", "lease", "full", "room", "x"), peer="tcp:192.0.2.1:1")
+    good, bad = lines(log)
+    assert (good["event.outcome"], bad["event.outcome"], bad["error.type"]) == ("success", "failure", "HostError")
+    first, second = shown(capsys, "tail")
+    assert "lease_granted c0ffee" in first and "lease_granted refused c0ffee" in second and "asked full" in second
+
+
 def named(log: Path, *containers: str) -> None:
     for container in containers:
         one = audit.Entry("create", container)

@@ -10,8 +10,8 @@ import pytest
 
 from hooks import records
 from shim import names, state
-from shim.cold import audit, leases, net_refresh, network_source
-from shim.errors import HostError, Invalid
+from shim.cold import audit, leases, net, net_refresh, network_source
+from shim.errors import HostError, Invalid, Refused
 
 BEFORE: dict[str, Any] = {
     "mode": "isolated",
@@ -192,6 +192,81 @@ def test_a_list_of_before_there_were_ends(place: Path, monkeypatch: pytest.Monke
     state.leased(record(), {"tcp:a.test:22": ["203.0.113.1"]})
     assert leases.addresses(record(), "tcp:a.test:22") == ["203.0.113.1"]
     assert leases.settle(record()) == ["tcp:203.0.113.1:22"]
+
+
+class Lessor(World):
+    """Runs `lease` against a kernel and a log that refuse on demand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, links: set[str], **network: Any) -> None:
+        super().__init__(monkeypatch)
+        self.log: list[tuple[str, str, str]] = []
+        self.kernel_takes = self.log_takes = 99
+        self.one = record(network={**BEFORE, **network})
+        monkeypatch.setattr(net, "find", lambda subject: self.one)
+        monkeypatch.setattr(net, "_bounded", lambda *_, **__: None)
+        monkeypatch.setattr(net, "_addresses", lambda host: ["203.0.113.1", "203.0.113.2"])
+        monkeypatch.setattr(net, "_links", lambda namespace: links)
+        monkeypatch.setattr(records, "lease_add", self.add)
+        monkeypatch.setattr(records, "lease_del", lambda place, *peer: self.running.discard(peer[:3]))
+        monkeypatch.setattr(audit, "write", self.write)
+
+    def add(self, place: str, protocol: str, address: str, port: int, *_: Any) -> None:
+        if not self.kernel_takes:
+            raise HostError("network", "lease", "full", "room", "revoke one")
+        self.kernel_takes -= 1
+        self.running.add((protocol, address, port))
+
+    def write(self, action: str, one: Any, failed: Exception | None = None, peer: str = "", **_: Any) -> None:
+        if not self.log_takes:
+            raise HostError("audit", "log", "full", "room", "make some")
+        self.log_takes -= 1
+        self.log.append((action, peer.split(":")[1][-1], "failure" if failed else "success"))
+
+    def egress(self) -> int:
+        return net.main("lease", ["egress", "c", "tcp:a.test:22", "--ttl", "5s", "--why", "a test"])
+
+
+def test_what_the_kernel_refuses_is_recorded_as_a_failure(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lessor = Lessor(monkeypatch, {"lo", "eth0"})
+    lessor.kernel_takes = 1
+    with pytest.raises(HostError, match="revoke one"):
+        lessor.egress()
+    granted = "lease_granted"
+    assert lessor.log == [(granted, "1", "success"), (granted, "2", "success"), (granted, "2", "failure")]
+    assert leases.addresses(lessor.one, "tcp:a.test:22") == ["203.0.113.1"], "the other has not been, and cannot expire"
+    lessor.kernel_takes, lessor.log_takes = 0, 1
+    with pytest.raises(HostError, match="revoke one"):
+        lessor.egress()
+
+
+def test_a_revocation_that_is_not_recorded_is_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lessor = Lessor(monkeypatch, {"lo", "eth0"})
+    assert lessor.egress() == 0 and len(lessor.running) == 2
+    lessor.log_takes = 0
+    with pytest.raises(HostError, match="make some"):
+        net.main("lease", ["revoke", "c", "tcp:a.test:22"])
+    assert not lessor.running and leases.addresses(lessor.one, "tcp:a.test:22") == []
+
+
+@pytest.mark.parametrize(
+    ("links", "mode", "words"),
+    [
+        ({"lo"}, "auto", "which has only lo"),
+        ({"lo", "tunl0", "sit0"}, "confine", "which has only lo"),
+        ({"lo", "eth0"}, "dead-end", "mode dead-end"),
+    ],
+)
+def test_no_lease_where_nothing_passes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, links: set[str], mode: str, words: str
+) -> None:
+    lessor = Lessor(monkeypatch, links, mode=mode)
+    with pytest.raises(Refused, match=words):
+        lessor.egress()
+    assert not lessor.log and not lessor.running and leases.addresses(lessor.one, "tcp:a.test:22") == []
+
+
+def test_the_links_of_a_process() -> None:
+    assert "lo" in net._links(f"/proc/{os.getpid()}/ns/net")
 
 
 # A proxy

@@ -110,7 +110,7 @@ def _is_dockerd(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     uids = status.partition("\nUid:")[2].partition("\n")[0].split()
     program = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
-    return program in DOCKERD and all(int(one) in policy.OWNERS for one in uids)
+    return program in DOCKERD and bool(uids) and all(int(one) in policy.OWNERS for one in uids)
 
 
 def _option(words: list[str], name: str) -> str:

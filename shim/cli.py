@@ -106,9 +106,14 @@ def _recorded(error: ShimError, verb: str, entry: Entry | None) -> str:
     if entry is None and verb not in argv.RECORDED:
         return ""
     try:
-        from shim import audit  # a verb that decides has it already
+        from shim import audit, policy  # a verb that decides has them already
 
-        return (entry or audit.Entry(verb)).refused(error)  # without an entry, its words could not be read
+        one = entry or audit.Entry(verb)  # without an entry, its words could not be read
+        try:
+            one.on_failure = policy.config().audit_log  # it may have failed before that was asked
+        except ShimError:
+            pass  # the default, or what was read of it
+        return one.refused(error)
     except Exception as trouble:
         return f"; not recorded: {type(trouble).__name__}"
 

@@ -30,7 +30,7 @@ class ShimError(Exception):
 
     def __str__(self) -> str:
         key, asked, ceiling = _shown(self.key, 400), _shown(self.asked), _shown(self.ceiling)
-        return f"{self.room}: {key}: asked {asked}, ceiling {ceiling}: {_printable(self.todo)}"
+        return f"{self.room}: {key}: asked {asked}, ceiling {ceiling}: {printable(self.todo)}"
 
 
 class Refused(ShimError):
@@ -84,13 +84,15 @@ def joined(refusals: Iterable[Refused]) -> Refused:
 def _shown(value: object, limit: int = 200) -> str:
     """`value` as one printable line, cut where it is long."""
     text = value if isinstance(value, str) else repr(value)
-    text = _printable(text[: limit + 1])
+    text = printable(text[: limit + 1])
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def _printable(text: str) -> str:
-    """`text` as one line: control characters of an untrusted string never reach a terminal or an engine's log.
+def printable(text: object) -> str:
+    """`text` on one line: control characters of an untrusted string, those that turn text around and bytes that are not
+    UTF-8 never reach a terminal or an engine's log.
 
     What is quoted of a spec is in all parts of a message: a key in the key, a hook's path in what to do.
     """
+    text = str(text)
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

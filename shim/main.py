@@ -66,6 +66,8 @@ def load(modules: Modules) -> None:
     kind, spec = type(sys), type(sys.__spec__)
     loaded = sys.modules
     for name, path, package, code in modules:
+        if name in loaded:
+            continue
         if code is None:
             loaded[name] = extension = _imp.create_dynamic(spec(name, None, origin=path))
             _imp.exec_dynamic(extension)
@@ -79,6 +81,11 @@ def load(modules: Modules) -> None:
         if parent:
             setattr(loaded[parent], own, module)
         exec(code, module.__dict__)
+
+
+def late(group: str) -> None:
+    """What only some calls of a verb import, when it turns out that this one does."""
+    load(hot([group]))
 
 
 if __name__ == "__main__":

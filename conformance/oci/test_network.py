@@ -219,6 +219,11 @@ def test_leases_by_name(named: Runtime, bundle: Maker) -> None:
     options = ("--ttl", "1h", "--why", "a test of names")
     inside = named.room.run([shim, "lease", "egress", "leased", "tcp:inside.lab.test:22", *options])
     assert inside.code == 1, str(inside)
+    empty = named.room.run([shim, "lease", "egress", "leased", "tcp:api.lab.test:22", *options])
+    assert empty.code == 1 and "which has only lo" in empty.err, str(empty)
+    links = ["ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1"]
+    place = f"/proc/{named.state('leased')['pid']}/ns/net"
+    assert named.room.run(["nsenter", f"--net={place}", tool(links[0]), *links[1:]]).code == 0
     assert named.room.run([shim, "lease", "egress", "leased", "tcp:api.lab.test:22", *options]).code == 0
     named.room.run(["sh", "-c", "grep -v 203.0.113.78 /etc/hosts > /etc/h; cat /etc/h > /etc/hosts"])
     assert named.room.run([shim, "lease", "revoke", "leased", "tcp:api.lab.test:22"]).code == 0

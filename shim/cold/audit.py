@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from shim import audit, policy
-from shim.errors import HostError, Invalid, reason
+from shim.errors import HostError, Invalid, printable, reason
 
 FOLLOW = 0.5  # seconds between two looks
 MOST_TAIL = 100_000  # records; all of them are held
@@ -190,11 +190,6 @@ def told(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and "@timestamp" in found else None
-
-
-def printable(text: object) -> str:
-    """Without control characters, those that turn text around, and bytes that are not UTF-8."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
 
 
 def to_any_terminal() -> None:

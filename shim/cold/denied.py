@@ -22,7 +22,7 @@ from shim.cold import audit, net
 from shim.cold.explain import find
 from shim.cold.seccomp_records import Kernel, Record, Socket, of_auditd, unlogged
 from shim.dim import capabilities, seccomp
-from shim.errors import HostError, ShimError
+from shim.errors import HostError, ShimError, printable
 from shim.kernel import Facts
 from shim.lattice import REASON
 from shim.seccomp import cubes
@@ -169,8 +169,8 @@ def _line(record: Record, certain: str, who: str, allow: str, times: int) -> str
     many = f"{times} times, last " if times > 1 else ""
     text = (
         f"{verb}{'' if certain == SURE else ' (maybe here)'} {call} ({record.arch}, {record.action}) by"
-        f" {audit.printable(record.exe or '?')} ({audit.printable(record.comm)}), {many}process {record.pid}"
-        f" at {_time(record.when)}" + (f": {audit.printable(who)}" if who else "")
+        f" {printable(record.exe or '?')} ({printable(record.comm)}), {many}process {record.pid}"
+        f" at {_time(record.when)}" + (f": {printable(who)}" if who else "")
     )
     return text + (f"\n    to allow: {allow}" if allow else "")
 

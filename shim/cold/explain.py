@@ -18,7 +18,7 @@ from shim.cold import compile as cold
 from shim.cold import describe
 from shim.cold.policy_joins import draft, is_file
 from shim.dim import invocation
-from shim.errors import Invalid, Refused, ShimError
+from shim.errors import Invalid, Refused, ShimError, printable
 from shim.verbs import gate
 
 # Engines that know containers by other names than the runtime does.
@@ -151,22 +151,17 @@ def _rows(made: plan.Plan) -> list[dict[str, str]]:
 
 def _decrease(room: str, loss: Any) -> dict[str, str]:
     shown = {"key": loss.key_path, "asked": loss.asked, "granted": loss.granted, "why": loss.why, "allow": loss.allow}
-    return {"dimension": room, **{name: _printable(value) for name, value in shown.items()}}
-
-
-def _printable(text: str) -> str:
-    """Without control characters: a name from a spec must not steer the terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return {"dimension": room, **{name: printable(value) for name, value in shown.items()}}
 
 
 def _text(told: dict[str, Any]) -> str:
     lines = [f"{told['subject']}  policy {told['policy']} ({told['digest'][:12]}), mode {told['mode']}", ""]
     for row in told["dimensions"]:
         same = row["asked"] == row["granted"]
-        lines.append(f"{row['dimension']:<13} asked    {_printable(row['asked'])}")
+        lines.append(f"{row['dimension']:<13} asked    {printable(row['asked'])}")
         if not same:
-            lines.append(f"{'':<13} ceiling  {_printable(row['ceiling'])}")
-        lines.append(f"{'':<13} granted  {'as asked' if same else _printable(row['granted'])}")
+            lines.append(f"{'':<13} ceiling  {printable(row['ceiling'])}")
+        lines.append(f"{'':<13} granted  {'as asked' if same else printable(row['granted'])}")
     lines += ["", f"{len(told['decreases'])} decreases"]
     for loss in told["decreases"]:
         lines.append(f"  {loss['dimension']}: {loss['key']}: {loss['asked']} -> {loss['granted']}")

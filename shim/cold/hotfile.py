@@ -31,8 +31,10 @@ VERBS = {
     "exec": "execute",
     "update": "update",
     "hook": "hook",
+    "link": "link",  # no verb: what `create` needs for a network of ours, or one that is known at the start alone
     "": "passed",
 }
+PACKAGES = ("shim", "hooks")
 # Of the interpreter's own, some builds have this one in a file: found here, its place need not be searched for.
 EXTENSIONS = ("_json",)
 Module = tuple[str, str, bool, CodeType | None]
@@ -49,7 +51,7 @@ class Recorder:
         folder = self.libdir.joinpath(*name.split("."))
         package = folder.is_dir()
         source = folder / "__init__.py" if package else folder.with_suffix(".py")
-        if name.partition(".")[0] != "shim" or not source.is_file():
+        if name.partition(".")[0] not in PACKAGES or not source.is_file():
             return None
         spec = ModuleSpec(name, self, origin=str(source), is_package=package)  # type: ignore[arg-type]
         spec.has_location = True  # __file__, which modules look beside
@@ -83,7 +85,7 @@ def compiled(source: Path, name: str) -> CodeType:
 
 def imported(libdir: Path, verb: str) -> tuple[Module, ...]:
     """All that a call of the module `verb` imports at once, each after what itself imports."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "shim"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
         del sys.modules[name]
     recorder = Recorder(libdir)
     sys.meta_path.insert(0, recorder)

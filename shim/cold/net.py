@@ -258,7 +258,7 @@ def _granted(options: argparse.Namespace) -> int:
 def _let(record: dict[str, Any], peer: tuple[str, str, int], seconds: int, why: str) -> None:
     """Grants one lease, once it is recorded. What the kernel refuses after that is recorded as well."""
     protocol, address, port = peer
-    told = {"peer": f"{protocol}:{address}:{port}", "ttl": seconds, "why": why}
+    told: dict[str, Any] = {"peer": f"{protocol}:{address}:{port}", "ttl": seconds, "why": why}
     audit.write("lease_granted", record, **told)
     try:
         records.lease_add(_namespace(record), *peer, seconds * 1000, _agent(record, leased=True))

@@ -55,6 +55,7 @@ def run(call: Call, context: Context) -> int:
     admit = gate.Admitter(delegate)
     address = ""
     if locked.link:
+        gate.bring("link")
         from shim.verbs import link  # and all that makes one: most networks are an engine's, or nobody's
 
         locked, address = link.lay(locked, chosen, config, asked, root, container)

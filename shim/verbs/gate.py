@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posix
+import sys
 
 from shim import hostpaths, policy
 from shim.dim import seccomp
@@ -31,6 +32,13 @@ def require_host_root() -> None:
     asked = f"uid {posix.geteuid()} in a user namespace" if words[2:3] != [b"4294967295"] else f"uid {posix.geteuid()}"
     todo = "run the engine as root (podman: sudo podman), or keep a rootless engine on its own runtime"
     raise Refused("user", "rootless", asked, "root of the host", todo)
+
+
+def bring(group: str) -> None:
+    """The modules of a group of `hot`, if we were started with it: they would be imported one by one otherwise."""
+    late = getattr(sys.modules["__main__"], "late", None)
+    if late:
+        late(group)
 
 
 def launcher() -> str:

@@ -12,6 +12,7 @@ from shim import docker, kernel, state
 from shim.dim import namespaces, network
 from shim.errors import Refused
 from shim.lattice import Value
+from shim.verbs import gate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _filled(spec: Spec, section: dict[str, Any], facts: Facts, link: str, engine
         from binascii import a2b_base64  # as below: an unfiltered network pays for none of it
 
         return Lock(a2b_base64(section["plan"]), kept)
+    gate.bring("link")
     from hooks import lock, plan  # what names lead to, and the host's name servers, may be others at each start
     from shim import names
 

@@ -19,7 +19,8 @@ TELL = "import sys; sys.stderr.write('edited\\n')\n"
 def tree(tmp_path: Path) -> Path:
     """A copy of the package with a fresh hot file."""
     skipped = shutil.ignore_patterns("__pycache__", "hot", "main.pyc")
-    shutil.copytree(REPOSITORY / "shim", tmp_path / "shim", ignore=skipped)
+    for package in ("shim", "hooks"):
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=skipped)
     make(tmp_path)
     return tmp_path
 

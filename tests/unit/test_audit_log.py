@@ -25,7 +25,7 @@ from shim.cold import audit as reader
 from shim.cold import compile as cold
 from shim.cold import denied, policy_source, seccomp_records, seccomp_source
 from shim.dim import seccomp
-from shim.errors import HostError, Invalid, Refused
+from shim.errors import HostError, Invalid, Refused, printable
 from shim.kernel import Facts
 from shim.seccomp.vocabulary import FLAG_LOG
 from tests.unit.policy_host import make_host
@@ -243,11 +243,40 @@ def test_words_that_nobody_could_read(log: Path, words: list[str], capsys: pytes
     assert told["error.type"] == "Invalid" and told["error.message"] == capsys.readouterr().err.rstrip("\n")
 
 
+@pytest.mark.parametrize("words", [["create", "--nonsense", "c"], ["run", "../c"], ["exec"]])
+def test_off_is_off_for_calls_that_fail_before_it_is_read(
+    log: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    off = policy.Config({"audit_log": "off"})
+    monkeypatch.setattr(policy, "config", lambda: off)
+    assert cli.main(["0", "agentshim", "/usr/sbin/runc", *words]) != 0
+    assert not log.parent.exists() and "not recorded" not in capsys.readouterr().err
+
+
+def test_a_configuration_that_cannot_be_read_hides_nothing(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> policy.Config:
+        raise Invalid("config", "config.toml", "x", "y", "z")
+
+    monkeypatch.setattr(policy, "config", broken)
+    cli.main(["0", "agentshim", "/usr/sbin/runc", "create", "--nonsense", "c"])
+    assert len(lines(log)) == 1 and "not recorded" not in capsys.readouterr().err
+
+
 def test_verbs_that_decide_nothing_leave_none(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["0", "agentshim", "-", "state", "--nonsense"])
     cli.main(["0", "agentshim", "-", "kill", "--nonsense"])
     capsys.readouterr()
     assert not log.exists()
+
+
+def test_one_printable_for_all() -> None:
+    """Messages, doctor, explain, the log's reader and denied: what one escapes, all do."""
+    home = Path(__file__).parents[2] / "shim"
+    made = [file for file in sorted(home.rglob("*.py")) if "ord(c):02x" in file.read_text()]
+    assert [str(file.relative_to(home)) for file in made] == ["errors.py"]
+    assert printable(RAW + "\udcff") == "\\x1b[31m\\x9b\\x202e\\x07\\x0d\\x0a\\x7f\\xdcff"
 
 
 # What a record says
@@ -403,7 +432,9 @@ def test_followed_through_rotation(log: Path) -> None:
 def test_what_a_person_did_and_what_failed(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = {"id": "c0ffee", "root": "/r", "policy": "p", "digest": "d", "mode": "enforce"}
     reader.write("lease_granted", one, peer="tcp:192.0.2.1:1")
-    reader.write("lease_granted", one, failed=HostError("network", "lease", "full", "room", "x"), peer="tcp:192.0.2.1:1")
+    reader.write(
+        "lease_granted", one, failed=HostError("network", "lease", "full", "room", "x"), peer="tcp:192.0.2.1:1"
+    )
     good, bad = lines(log)
     assert (good["event.outcome"], bad["event.outcome"], bad["error.type"]) == ("success", "failure", "HostError")
     first, second = shown(capsys, "tail")
@@ -427,9 +458,8 @@ def test_rotated_files_that_cannot_be_read(log: Path, capsys: pytest.CaptureFixt
     good = gzip.compress(log.read_bytes())
     log.rename(log.with_name("audit.jsonl.1"))
     named(log, "a")
-    damaged = bytearray(gzip.compress(os.urandom(1 << 16)))
-    damaged[2000:3000] = bytes(1000)
-    bad = {"2.gz": bytes(damaged), "3.gz": good[:-20], "4.gz": b"\x1f\x8b", "5.xz": b"x", "6.zst": b"x", "7.bz2": b"x"}
+    damaged = good[:10] + b"\xff" * 50  # a block of a kind that deflate does not have: zlib.error, no OSError
+    bad = {"2.gz": damaged, "3.gz": good[:-20], "4.gz": b"\x1f\x8b", "5.xz": b"x", "6.zst": b"x", "7.bz2": b"x"}
     for name, data in bad.items():
         log.with_name(f"audit.jsonl.{name}").write_bytes(data)
     log.with_name("audit.jsonl.8.gz").write_bytes(good)
@@ -618,6 +648,7 @@ def test_what_the_audit_socket_lost_is_told(
     monkeypatch.setattr(denied, "Socket", lambda: live)
     monkeypatch.setattr(denied, "_notes", lambda *_: ())
     monkeypatch.setattr(denied, "_network", once)
+    monkeypatch.setattr(denied, "_calls", lambda *_: None)  # whatever this host's log has
     assert denied.main(["--follow", "c"]) == 0
     assert "some denials, of any process, were not seen" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from shim.cold import site
 from shim.cold.doctor import files, kernel, network, registration, versions, ways
 from shim.cold.doctor.host import FAIL, OK, WARN, Finding, Host
-from shim.errors import HostError, ShimError, reason
+from shim.errors import HostError, ShimError, printable, reason
 
 Check = Callable[[Host], Iterable[Finding]]
 FORMAT = 1  # of --json
@@ -104,12 +104,7 @@ def as_text(found: list[Finding]) -> str:
     lines = []
     for one in found:
         subject = f"{one.subject}: " if one.subject and not one.found.startswith(one.subject) else ""
-        lines.append(f"{one.level:<4}  {one.name:<24}  {_printable(subject + one.found)}")
-        lines += [f"{'':<32}-> {_printable(one.todo)}"] if one.todo else []
+        lines.append(f"{one.level:<4}  {one.name:<24}  {printable(subject + one.found)}")
+        lines += [f"{'':<32}-> {printable(one.todo)}"] if one.todo else []
     counts = ", ".join(f"{number} {level}" for level, number in _counts(found).items())
     return "\n".join([*lines, counts]) + "\n"
-
-
-def _printable(text: str) -> str:
-    """On one line, and without control characters: names of files and containers must not steer the terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -13,11 +13,11 @@ import sys
 
 from shim import hostpaths, policy
 from shim.cold import compile as cold
-from shim.cold.audit import printable, to_any_terminal
+from shim.cold.audit import to_any_terminal
 from shim.cold.install import calls, changes, registration, sites, toml_text, turn, uninstall
 from shim.cold.install.changes import Content, Directory, File, Link, Step
 from shim.cold.install.engines import ENGINES, NAME, Engine
-from shim.errors import HostError, Refused
+from shim.errors import HostError, Refused, printable
 
 
 def main(verb: str, argv: list[str], execfn: str, etc: str = policy.ETC, var: str = policy.VAR) -> int:

@@ -11,6 +11,7 @@ bridge and rules runs on the sender's CPU. That they arrive, and by which grant,
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +28,12 @@ from conformance.bench.turns import QUIET, Bench, Row, Samples
 
 AT_ONCE = 8
 CROWD = 200
-OURS, EMPTY = "shim-cell", "shim-open"  # contenders; the first is also the name of the mount namespace of both
+# Contenders; the first is also the name of the mount namespace of all three
+OURS, CONFINED, EMPTY = "shim-cell", "shim-confined", "shim-open"
 LINKS = Path("/run/bench-links")
 NAMES = {
     OURS: "agentshim, isolated",
+    CONFINED: "agentshim, filtered in place",
     EMPTY: "agentshim, empty network",
     "hook": "agentshim-net",
     "netavark": "netavark",
@@ -57,16 +60,22 @@ NO_MORE = 1.03
 
 
 def contenders(where: place.Place, ours: Contender, delegate: str) -> dict[str, Contender]:
-    """agentshim under two host policies, chosen by the name that it is called by: with a network of ours, and with one
-    that stays as it is, empty. One namespace for both: two files of configuration in turn would be compiled each time.
+    """agentshim under three host policies, chosen by the name that it is called by: with a network of ours, with one
+    that is filtered where it is, and with one that stays as it is, empty. One namespace for all: several files of
+    configuration in turn would be compiled each time.
     """
     peers = ", ".join(f'"tcp:203.0.113.{n}:443"' for n in range(1, 11))
-    asks = {"cell": f'mode = "isolated"\noutbound = [{peers}]\n', "open": 'mode = "engine"\n'}
+    asks = {
+        "cell": f'mode = "isolated"\noutbound = [{peers}]\n',
+        "confined": f'mode = "confine"\noutbound = [{peers}]\ninbound = ["tcp:8080"]\n',
+        "open": 'mode = "engine"\n',
+    }
     head = 'schema = 1\nname = "{0}"\nabout = "what agent is, but for its network"\nbase = "agent"\n[network]\n'
     text = {name: head.format(name) + rest for name, rest in asks.items()}
-    config = f'delegate = "{delegate}"\ndefault = "cell"\nnames = ["cell", "open"]\n'
+    config = f'delegate = "{delegate}"\ndefault = "cell"\nnames = {json.dumps(list(text))}\n'
     where.furnish(OURS, config, ("cell", text["cell"]))
-    (place.SETTINGS / "policies" / "open.toml").write_text(text["open"])
+    for policy in text:
+        (place.SETTINGS / "policies" / f"{policy}.toml").write_text(text[policy])
     LINKS.mkdir()
     made = {}
     for policy in asks:
@@ -100,7 +109,7 @@ def networks(bench: Bench) -> Iterator[Row]:
 
 
 def _created(bench: Bench) -> Iterator[Row]:
-    deletes: Samples = {OURS: [], EMPTY: []}
+    deletes: Samples = {OURS: [], CONFINED: [], EMPTY: []}
 
     def one(name: str) -> float:
         container = bench.fresh(name)
@@ -114,9 +123,10 @@ def _created(bench: Bench) -> Iterator[Row]:
             container.discard()
 
     samples = bench.interleave({name: partial(one, name) for name in deletes}, bench.rounds, QUIET)
-    yield from bench.row("networks", "`create`, isolated network", samples, OURS, EMPTY, 3, "ms")
     ends = {name: deletes[name][1:] for name in samples}
-    yield from bench.row("networks", "`delete`, isolated network", ends, OURS, EMPTY, 1, "ms")
+    for name, what in ((OURS, "isolated network"), (CONFINED, "network filtered in place")):
+        yield from bench.row("networks", f"`create`, {what}", samples, name, EMPTY, 3, "ms")
+        yield from bench.row("networks", f"`delete`, {what}", ends, name, EMPTY, 1, "ms")
 
 
 def _crowd(bench: Bench, host: Net) -> Iterator[Row]:

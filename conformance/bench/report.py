@@ -19,7 +19,6 @@ NAMES = {
     "shim-crun": "agentshim (crun)",
     "crun": "crun, Docker's bundle",
     "shim-bare": "agentshim (runc)",
-    "shim-net": "agentshim, filtered",
     "runc-bare": "runc",
     "none": "no filter",
     "moby": "moby's profile",

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from conformance.bench import docker, place, seccomp
-from conformance.bench import network as isolated
+from conformance.bench import docker, network, place, seccomp
 from conformance.bench.calls import arguments
 from conformance.bench.life import Container, Failed, timed
 from conformance.bench.turns import QUIET, Bench, Row, Samples
@@ -70,7 +69,7 @@ def _lives(bench: Bench, where: str) -> Iterator[Row]:
             container.discard()
             raise
 
-    apart = {"shim-net", isolated.OURS, isolated.EMPTY}
+    apart = {network.OURS, network.CONFINED, network.EMPTY}
     for how, title in (("run", "life, `run`"), ("engine", "life, `create` … `delete`")):
         # Configurations in turn would measure compiling them: those with a network have groups of their own.
         tasks = {name: partial(one, name, how) for name in bench.cast if name not in apart}
@@ -115,27 +114,6 @@ def creates(bench: Bench) -> Iterator[Row]:
     tasks = {"shim": partial(one, "shim", before=place.forget_state), "runc": partial(one, "runc")}
     samples = bench.interleave(tasks, few, QUIET)
     yield from bench.row("creates", "first `create` after a boot", samples, "shim", "runc", None, "ms")
-
-
-def network(bench: Bench) -> Iterator[Row]:
-    """What a filtered network adds: the lock that the native hook loads, and what its end costs."""
-    deletes: Samples = {"shim-net": [], "shim": []}
-
-    def one(name: str) -> float:
-        container = bench.fresh(name)
-        try:
-            took = timed(container.create)
-            container.start()
-            container.wait()
-            deletes[name].append(timed(container.delete))
-            return took
-        finally:
-            container.discard()
-
-    samples = bench.interleave({name: partial(one, name) for name in deletes}, bench.rounds, QUIET)
-    yield from bench.row("network", "`create`, network filtered", samples, "shim-net", "shim", 3, "ms")
-    ends = {name: deletes[name][1:] for name in samples}
-    yield from bench.row("network", "`delete`, network filtered", ends, "shim-net", "shim", 1, "ms")
 
 
 def crowd(bench: Bench) -> Iterator[Row]:
@@ -187,13 +165,12 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "lives": lives,
     "expedited": expedited,
     "creates": creates,
-    "network": network,
     "crowd": crowd,
     "execs": execs,
     "updates": updates,
     "seccomp": seccomp.seccomp,
-    "networks": isolated.networks,
-    "throughput": isolated.throughput,
+    "networks": network.networks,
+    "throughput": network.throughput,
 }
 
 

@@ -17,16 +17,6 @@ from conformance.bench.life import Container
 from conformance.bench.turns import Bench, cast, granted
 
 RUNC = ("/usr/sbin/runc", "/usr/bin/runc", "/usr/local/sbin/runc", "/usr/local/bin/runc")
-# Ten peers and a port, as a policy of a real agent might have.
-FILTERED = """schema = 1
-name = "filtered"
-about = "what agent is, with its network filtered"
-base = "agent"
-[network]
-mode = "confine"
-outbound = [{peers}]
-inbound = ["tcp:8080"]
-""".format(peers=", ".join(f'"tcp:203.0.113.{n}:443"' for n in range(1, 11)))
 CRUN = ("/usr/bin/crun", "/usr/sbin/crun")
 
 
@@ -74,7 +64,6 @@ def stage(options: argparse.Namespace) -> Iterator[Bench]:
     where.furnish("runc", None if options.runc == _first(RUNC) else f'delegate = "{options.runc}"\n')
     if options.crun:
         where.furnish("crun", f'delegate = "{options.crun}"\n')
-    where.furnish("net", f'delegate = "{options.runc}"\ndefault = "filtered"\n', ("filtered", FILTERED))
     spec = docker.config("true")
     contenders = cast(options.shim, options.runc, options.crun, spec)
     bench = Bench(where, contenders, spec, options.rounds, options.seed, options.python, options.library)

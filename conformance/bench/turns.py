@@ -152,7 +152,6 @@ def cast(shim: str, runc: str, crun: str | None, spec: dict[str, Any]) -> dict[s
     ours = Contender("shim", shim, asked, roots / "shim", "runc")
     theirs = Contender("runc", runc, asked, roots / "runc", "runc")
     found = [ours, theirs]
-    found.append(replace(ours, name="shim-net", root=roots / "shim-net", place="net"))
     found += [replace(ours, name="shim-bare", template=bare), replace(theirs, name="runc-bare", template=bare)]
     if crun is not None:
         found.append(replace(ours, name="shim-crun", root=roots / "shim-crun", place="crun"))

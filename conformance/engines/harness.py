@@ -125,9 +125,9 @@ def bridge_name(room: Room) -> str:
 
 @contextmanager
 def bridge(room: Room) -> Iterator[None]:
-    """A bridge in the host's network namespace for as long as it is needed; nested uses share it."""
+    """A bridge in the room's network namespace for as long as it is needed; nested uses share it."""
     name = bridge_name(room)
-    if os.path.exists(f"/sys/class/net/{name}"):
+    if room.run(["test", "-e", f"/proc/sys/net/ipv4/conf/{name}"]).code == 0:
         yield
         return
     address = f"10.231.{sum(name.encode()) % 256}.1/24"

@@ -47,7 +47,7 @@ def about(found: list[Row], engine: Docker, name: str) -> list[Row]:
 def stranger(the_room: Room, archive: Callable[[str], Path]) -> Iterator[Docker]:
     """A dockerd that has never heard of us."""
     needs("dockerd", "docker", "containerd", "runc")
-    with dockerd_.docker(the_room, archive, "n", runtimes={}) as engine:
+    with dockerd_.docker(the_room, archive, "dr", runtimes={}) as engine:
         yield engine
 
 

@@ -332,7 +332,7 @@ def test_root_of_a_container_that_is_nobody_outside(world: World, archive: Archi
     """userns-remap: the network belongs to another user's namespace."""
     conftest.needs("dockerd", "docker", "containerd", "useradd")
     assert world.room.run(["useradd", "--no-create-home", REMAPPED]).code == 0
-    home = world.room.base / "u"
+    home = world.room.base / "mu"
     home.mkdir(mode=0o711)
     runtimes = {CELL.executable: {"path": path_of(CELL, world.room)}}
     how = {"userns-remap": f"{REMAPPED}:{REMAPPED}", "bridge": "none", "runtimes": runtimes}

@@ -18,6 +18,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -775,7 +776,8 @@ def test_containers_that_run_by_us(
 def daemon(machine: Machine) -> Iterator[subprocess.Popen[bytes]]:
     """What looks like a dockerd: SIGHUP ends it."""
     program = shutil.copy("/bin/sleep", machine.run / "dockerd")
-    with subprocess.Popen(["dockerd", "60"], executable=program) as child:
+    hang_up = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it
+    with subprocess.Popen(["dockerd", "60"], executable=program, preexec_fn=hang_up) as child:
         (machine.root / "docker.pid").write_text(str(child.pid))
         while not Path(f"/proc/{child.pid}/cmdline").read_bytes():
             time.sleep(0.001)  # execve lets the parent go on before the kernel has placed the words

@@ -420,7 +420,7 @@ def is_whole(raw: bytes) -> bool:
                 return False
             parts.append(messages_of(rest[:length], family))
             rest = rest[padded:]
-        if room & ~0x300 > 1 or family not in (ROUTE, NETFILTER) or parts[0] is None or parts[1] is None:
+        if room & ~0xF00 > 1 or family not in (ROUTE, NETFILTER) or parts[0] is None or parts[1] is None:
             return False
         if acks == 0 or acks != sum(1 for _, flags in parts[0] if flags & ACK):
             return False

@@ -7,7 +7,6 @@ one context manager each; `room` hides what they do from the host, `images` make
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator

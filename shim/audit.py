@@ -13,7 +13,7 @@ import posix
 import time
 from _stat import S_ISREG
 
-from shim import hostpaths, policy, product, wire
+from shim import hostpaths, policy, wire
 from shim.errors import HostError, ShimError, reason
 
 TYPE_CHECKING = False
@@ -117,8 +117,11 @@ def lowered(made: Plan) -> list[str]:
 
 def objections(made: Plan, mode: str) -> str:
     """Under mode audit, what would have refused the plan; ''."""
-    refused = product.refusals(made.asked, made.granted, made.dims) if mode == "audit" else ()
-    return "; ".join(map(str, refused))
+    if mode != "audit":
+        return ""
+    from shim import product  # whoever made a plan has it; update makes none
+
+    return "; ".join(map(str, product.refusals(made.asked, made.granted, made.dims)))
 
 
 def name_of(spec: dict[str, Any], container: str, directory: str) -> str:

@@ -47,7 +47,7 @@ def run(call: Call, context: Context) -> int:
     facts = kernel.process_facts(runc.asked(env, call))
     ceiling = bound(record, facts)
     if record["mode"] == "audit" or all(ceiling[dim.NAME] == dim.TOP for dim in product.EXEC):
-        entry.granted(*(_watched(call, record, config, ceiling, facts) if record["mode"] == "audit" else ()))
+        entry.granted(*(_watched(call, record, config, ceiling, facts, delegate) if record["mode"] == "audit" else ()))
         runc.execute(delegate, call, env, facts.invocation, context.ignored)
     asked, place = _asked(call, record, config.unknown_keys)
     wrapped = {"process": {**_inherited(record), **asked}}
@@ -61,13 +61,13 @@ def run(call: Call, context: Context) -> int:
 
 
 def _watched(
-    call: Call, record: dict[str, Any], config: Config, ceiling: Product, facts: Facts
+    call: Call, record: dict[str, Any], config: Config, ceiling: Product, facts: Facts, delegate: runc.Delegate
 ) -> tuple[list[str], str]:
     """What a process would have lost under a mode that takes something, and what would have refused it."""
     try:
         asked, _ = _asked(call, record, config.unknown_keys)
         wrapped = {"process": {**_inherited(record), **asked}}
-        made = plan.make(wrapped, ceiling, facts, gate.Admitter(runc.find(config)), "audit", product.EXEC)
+        made = plan.make(wrapped, ceiling, facts, gate.Admitter(delegate), "audit", product.EXEC)
         return audit.lowered(made), audit.objections(made, "audit")
     except ShimError as error:
         return [], str(error)

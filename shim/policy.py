@@ -74,6 +74,11 @@ class Config(Value):
         self.etc = etc
         self.var = var
 
+    @property
+    def mark(self) -> int:
+        """`network_mark` as the number that it is."""
+        return int(self.network_mark, 0)
+
 
 class Policy(Value):
     """One compiled policy. `sections`: what each dimension's from_policy takes; `why`: reason, link and end of each

@@ -14,19 +14,17 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from conformance.bench import place
-from conformance.bench.life import Container, Contender, Failed, timed
+from conformance.bench.life import Contender, Failed, timed
 from conformance.bench.network_lab import FAR, PORT, Net, Ours, guest, hook_of, plain, section, tool, wire
 from conformance.bench.network_rivals import NEEDS, Netavark, Plugins, Script, Way, found
-from conformance.bench.turns import QUIET, Bench, Row, Samples
+from conformance.bench.turns import AT_ONCE, QUIET, Bench, Row, Samples
 
-AT_ONCE = 8
 CROWD = 200
 # Contenders; the first is also the name of the mount namespace of all three
 OURS, CONFINED, EMPTY = "shim-cell", "shim-confined", "shim-open"
@@ -134,16 +132,7 @@ def _crowd(bench: Bench, host: Net) -> Iterator[Row]:
     batches = 5 if bench.rounds >= 10 else 2
     size = CROWD // batches if bench.rounds >= 10 else 16
 
-    def one(name: str) -> float:
-        containers = [bench.fresh(name) for _ in range(size)]
-        try:
-            return timed(partial(_at_once, containers)) / size
-        except Failed:
-            for container in containers:
-                container.discard()
-            raise
-
-    samples = bench.interleave({name: partial(one, name) for name in (OURS, EMPTY)}, batches)
+    samples = bench.interleave({name: partial(bench.crowd, name, size) for name in (OURS, EMPTY)}, batches)
     title = f"{batches * size} lives with an isolated network, {AT_ONCE} at a time"
     yield from bench.row("networks", title, samples, OURS, EMPTY, None, "rate")
     bench.where.enter(OURS)
@@ -151,11 +140,6 @@ def _crowd(bench: Bench, host: Net) -> Iterator[Row]:
     listed = [line for line in host.run("nft", "list", "set", "bridge", "agentshim", "ports").split() if "av" in line]
     if left or listed:
         raise Failed(f"lives that ended left the addresses {left}, the elements {listed}")
-
-
-def _at_once(containers: list[Container]) -> None:
-    with ThreadPoolExecutor(AT_ONCE, initializer=place.own_cwd) as pool:
-        list(pool.map(Container.engine_life, containers))
 
 
 # The building alone

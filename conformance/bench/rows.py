@@ -6,15 +6,12 @@ Belongs here: the work of each group. Next door: `turns` orders it, `life` does 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from conformance.bench import docker, network, place, seccomp
 from conformance.bench.calls import arguments
 from conformance.bench.life import Container, Failed, timed
-from conformance.bench.turns import QUIET, Bench, Row, Samples
-
-AT_ONCE = 8
+from conformance.bench.turns import AT_ONCE, QUIET, Bench, Row, Samples
 
 
 def looks(bench: Bench) -> Iterator[Row]:
@@ -121,16 +118,7 @@ def crowd(bench: Bench) -> Iterator[Row]:
     batches = 5 if bench.rounds >= 10 else 3
     size = min(40, 8 * bench.rounds)
 
-    def one(name: str) -> float:
-        containers = [bench.fresh(name) for _ in range(size)]
-        try:
-            return timed(partial(_at_once, containers)) / size
-        except Failed:
-            for container in containers:
-                container.discard()
-            raise
-
-    samples = bench.interleave({name: partial(one, name) for name in ("shim", "runc")}, batches)
+    samples = bench.interleave({name: partial(bench.crowd, name, size) for name in ("shim", "runc")}, batches)
     yield from bench.row("crowd", f"{batches * size} lives, {AT_ONCE} at a time", samples, "shim", "runc", 0.85, "rate")
 
 
@@ -172,11 +160,6 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "networks": network.networks,
     "throughput": network.throughput,
 }
-
-
-def _at_once(containers: list[Container]) -> None:
-    with ThreadPoolExecutor(AT_ONCE, initializer=place.own_cwd) as pool:
-        list(pool.map(Container.engine_life, containers))
 
 
 def _exec(container: Container, args: list[str], program: str | None) -> None:

@@ -14,16 +14,19 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from conformance.bench import docker, place, stats
-from conformance.bench.life import Container, Contender, Failed, fresh
+from conformance.bench.life import Container, Contender, Failed, fresh, timed
 
 Samples = dict[str, list[float]]
+AT_ONCE = 8  # lives of a crowd
 QUIET = 0.1  # seconds without a container's birth or death, before one that is timed
 
 
@@ -73,6 +76,16 @@ class Bench:
         contender = self.cast[name]
         self.where.enter(contender.place)
         return fresh(contender, template)
+
+    def crowd(self, name: str, size: int) -> float:
+        """ms a life of `size` containers of the contender `name`, AT_ONCE at a time."""
+        containers = [self.fresh(name) for _ in range(size)]
+        try:
+            return timed(partial(_at_once, containers)) / size
+        except Failed:
+            for container in containers:
+                container.discard()
+            raise
 
     def interleave(self, tasks: Mapping[str, Callable[[], float]], rounds: int, pause: float = 0) -> Samples:
         """`rounds` samples (ms) of every task, after one that warms up and is thrown away; `pause` s before each.
@@ -128,6 +141,11 @@ class Bench:
     def delegate(self) -> str:
         """The program that agentshim hands on to in the first namespace."""
         return self.cast["runc"].program
+
+
+def _at_once(containers: list[Container]) -> None:
+    with ThreadPoolExecutor(AT_ONCE, initializer=place.own_cwd) as pool:
+        list(pool.map(Container.engine_life, containers))
 
 
 def granted(bench: Bench, asked: bytes | None = None) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.columns import Column, path_of
-from conformance.engines.harness import BUSYBOX, Archive, Engine, stop_child
+from conformance.engines.harness import BUSYBOX, Archive, Engine, running, stop_child
 from conformance.engines.images import tool
 from conformance.room import Result, Room, wait_for
 
@@ -106,9 +106,5 @@ def containerd(room: Room, archive: Archive, name: str = "c") -> Iterator[Contai
     home = room.base / name
     home.mkdir(mode=0o711)
     engine = Containerd(room, home, archive)
-    engine.start()
-    try:
+    with running(engine):
         yield engine
-    finally:
-        engine.remove_all()
-        engine.stop()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.columns import COLUMNS, Column, path_of
-from conformance.engines.harness import Archive, DockerLike, bridge, bridge_name, stop_child
+from conformance.engines.harness import Archive, DockerLike, bridge, bridge_name, running, stop_child
 from conformance.engines.images import tool
 from conformance.room import Room, wait_for
 
@@ -87,10 +87,5 @@ def docker(room: Room, archive: Archive, name: str = "d", **config: Any) -> Iter
     home = room.base / name
     home.mkdir(mode=0o711)
     engine = Docker(room, home, archive, config)
-    with bridge(room):
-        engine.start()
-        try:
-            yield engine
-        finally:
-            engine.remove_all()
-            engine.stop()
+    with bridge(room), running(engine):
+        yield engine

@@ -117,6 +117,17 @@ def stop_child(child: subprocess.Popen[str], seconds: float = 20) -> None:
         child.wait()
 
 
+@contextmanager
+def running(engine: Any) -> Iterator[Any]:
+    """An engine from its start to its end, with none of its containers left."""
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.remove_all()
+        engine.stop()
+
+
 def bridge_name(room: Room) -> str:
     """The room's own bridge (15 bytes at most): the host's docker0 may belong to another dockerd."""
     return room.base.name.replace("-", "")[:15]

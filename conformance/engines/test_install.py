@@ -23,7 +23,7 @@ from conformance.engines.checklist import SLEEP
 from conformance.engines.conftest import needs
 from conformance.engines.containerd import Containerd
 from conformance.engines.dockerd import Docker
-from conformance.engines.harness import BUSYBOX, Archive, bridge
+from conformance.engines.harness import BUSYBOX, Archive, bridge, running
 from conformance.engines.images import tool
 from conformance.engines.podman import Podman
 from conformance.room import Result, Room, wait_for
@@ -100,13 +100,8 @@ def plain(room: Room, archive: Archive) -> Iterator[Plain]:
     home.mkdir(mode=0o755)
     engine = Plain(room, home, archive, {})
     engine.file.write_text(json.dumps(json.loads(engine.file.read_text()), indent=2))
-    with bridge(room):
-        engine.start()
-        try:
-            yield engine
-        finally:
-            engine.remove_all()
-            engine.stop()
+    with bridge(room), running(engine):
+        yield engine
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,6 @@ def _show(options: argparse.Namespace, directory: str) -> int:
 
 def _up(options: argparse.Namespace, directory: str) -> int:
     config = policy.config()
-    mark = int(config.network_mark, 0)
     loaded = [policy.load(name, config) for name in options.profiles] or _those_with_a_bridge(config)
     bridged = [one for one in loaded if _mode(one) in net_up.MODES]
     if options.profiles and bridged != loaded:
@@ -93,7 +92,7 @@ def _up(options: argparse.Namespace, directory: str) -> int:
             print(f"{lan['parent']}  {lan['addresses']}  gateway {lan['gateway']}, policy {one.name}, macvlan")
             continue
         pool = _pool(options.pool or config.network_pool)
-        made = net_up.up(one.name, one.sections["network"], one.digest, directory, pool, mark)
+        made = net_up.up(one.name, one.sections["network"], one.digest, directory, pool, config.mark)
         print(f"{made['bridge']}  {made['subnet']}  gateway {made['gateway']}, policy {one.name}")
     if not bridged:
         print(f"no policy has a network of its own (mode {', '.join(net_up.MODES)})")
@@ -138,14 +137,14 @@ def _down(options: argparse.Namespace, directory: str) -> int:
     if missing := [name for name in options.profiles if name not in there]:
         raise Invalid("net", "PROFILE", missing[0], ", ".join(there) or "no bridge at all", "see agentshim net show")
     for line in net_down.down(
-        there if options.all else options.profiles, directory, options.force, mark=int(policy.config().network_mark, 0)
+        there if options.all else options.profiles, directory, options.force, mark=policy.config().mark
     ):
         print(line)
     return 0
 
 
 def _gc(options: argparse.Namespace, directory: str) -> int:
-    counts = net_down.gc(directory, mark=int(policy.config().network_mark, 0))
+    counts = net_down.gc(directory, mark=policy.config().mark)
     print(", ".join(f"{count} {name}" for name, count in counts.items()) + " that were nobody's any more: gone")
     if addresses := net_macvlan.gc():
         print(f"{addresses} addresses on LANs that were nobody's any more: gone")

@@ -29,8 +29,8 @@ PICK = "agentshim.publish"  # annotation: which of the policy's to publish, comm
 def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, container: str) -> tuple[Lock, str]:
     """The lock with its plan, and the file that holds the container's address: unlink it where create fails.
 
-    Refused where what is to be published is not listed; HostError where no
-    address is left, or the bridge cannot be made.
+    Refused where what is to be published is not listed; HostError where no address is left, or the bridge cannot be
+    made.
     """
     section: dict[str, Any] = dict(locked.section)
     owner = state.name_of(root, container)
@@ -38,7 +38,7 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, con
     if before and state.is_leaving(before):
         from shim.cold import net_down  # the last one of this id: its hook would take this one's plan for its own
 
-        net_down.gc(mark=int(config.network_mark, 0))
+        net_down.gc(mark=config.mark)
     if "macvlan" in section:
         return _on_lan(locked, section, chosen, owner)
     section["publish"] = _picked(section.get("publish", []), spec)
@@ -138,13 +138,12 @@ def _bridge(chosen: Policy, config: Config) -> dict[str, Any]:
     """The bridge of a policy, with the host's rules as they were made; made, or repaired, where something is amiss."""
     with netlink.Socket(netlink.NETFILTER) as socket:
         found = host_state.ready(host_state.DIRECTORY, chosen.name, chosen.digest, socket.dump)
-    mark = int(config.network_mark, 0)
     if host_state.forsaken(host_state.DIRECTORY, chosen.name, state.DIRECTORY):
         from shim.cold import net_down  # somebody was killed, or this host's /run is not: seldom
 
-        net_down.gc(mark=mark)
+        net_down.gc(mark=config.mark)
     if found:
         return found
     from shim.cold import net_up  # nft and a few files: once for a policy
 
-    return net_up.up(chosen.name, chosen.sections["network"], chosen.digest, pool=config.network_pool, mark=mark)
+    return net_up.up(chosen.name, chosen.sections["network"], chosen.digest, pool=config.network_pool, mark=config.mark)

@@ -1,8 +1,9 @@
 """The host's lock: who may send through our bridges, as whom, and to whom. Pure: a container's elements as one step of
-a plan, and whether the rules are as they were.
+a plan.
 
 Belongs here: the elements of the tables agentshim (bridge, arp, inet) of the host's network namespace. Next door:
-`host_rules` has the rules; `link` makes the ports; `lock` is the second lock, inside the container's.
+`host_rules` has the rules, `fingerprint` looks whether they are there; `link` makes the ports; `lock` is the second
+lock, inside the container's.
 
     Rules are text, loaded when a bridge is made (shim/cold/net_up.py).
     A container adds elements of sets only, all in one transaction: it is all let through, or nothing of it.
@@ -17,12 +18,12 @@ In the output hook the interface is the one before a DNAT: what leaves for a bri
 
 from __future__ import annotations
 
-from _blake2 import blake2b
 from _struct import Struct
 
-from hooks import nft
+from hooks import nft, nft_read
+from hooks.fingerprint import TABLE
 from hooks.grants import LAST_PORT, PROTOCOLS, address_of
-from hooks.link import host_end, mac
+from hooks.labels import dotted, host_end, mac
 from hooks.netlink import NETFILTER
 from hooks.plan import HOST, ONLY_EMPTY, WHOLE, Step
 from shim.errors import Invalid
@@ -30,17 +31,14 @@ from shim.lattice import merged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from hooks.link import Port
     from hooks.nft import Message
 
     Entry = tuple[int, str, bytes, bytes, bytes]  # family, set, key, last key, data
-    Dump = Callable[[bytes], list[bytes]]  # netlink.Socket.dump
 
-TABLE = "agentshim"
 MARK = 0x00800000
-TAG = 12  # characters of a digest
 
 # name . hardware address . address; proto . address . port and the like: each field fills up its words of 4 bytes
 PORT_KEY = Struct("=16s6s2x4s")
@@ -48,14 +46,6 @@ FLOW_KEY = Struct(">4sB3x4sH2x")  # agent, protocol, far address, far port
 SERVICE_KEY = Struct(">4s4sB3xH2x")  # agent, address of ours, protocol, port
 DOOR_KEY = Struct(">4sB3xH2x")  # address, protocol, port
 DOOR = Struct(">4sH2x")
-
-
-def tag(digest: str) -> str:
-    """What a policy's chains and sets are named by: the first 12 hex digits of its digest."""
-    text = digest.rpartition(":")[2][:TAG]
-    if len(text) != TAG or text.strip("0123456789abcdef"):
-        raise Invalid("network", "digest", digest, "hex digits", "report this; nothing was loaded")
-    return text
 
 
 def enter(
@@ -85,9 +75,9 @@ def doors(port: Port, published: Iterable[tuple[str, int, int, str]]) -> tuple[S
     for address, outside, inside, protocol in published:
         at, number = _own(address), _protocol(protocol)
         _ports(outside, outside), _ports(inside, inside)
-        served.append((nft.INET, "served", DOOR_KEY.pack(here, number, inside), b"", b""))
+        served.append((nft_read.INET, "served", DOOR_KEY.pack(here, number, inside), b"", b""))
         inner = nft.value(DOOR.pack(here, inside))
-        outer.append((nft.INET, "published", DOOR_KEY.pack(at, number, outside), b"", inner))
+        outer.append((nft_read.INET, "published", DOOR_KEY.pack(at, number, outside), b"", inner))
     every = list(dict.fromkeys((*served, *outer)))  # one key twice would refuse itself
     return (_step(ONLY_EMPTY | WHOLE, every, f"{dotted(here)}: {len(every)} elements of doors"),) if every else ()
 
@@ -107,9 +97,9 @@ def entries(
     """The elements of one container, but for its doors."""
     here = port.address
     every: list[Entry] = [
-        (nft.BRIDGE, "ports", PORT_KEY.pack(host_end(here).encode(), mac(here), here), b"", b""),
-        (nft.INET, "agents_out", here, b"", nft.chain(f"out_{tag}")),
-        (nft.INET, "agents_in", here, b"", nft.chain(f"in_{tag}")),
+        (nft_read.BRIDGE, "ports", PORT_KEY.pack(host_end(here).encode(), mac(here), here), b"", b""),
+        (nft_read.INET, "agents_out", here, b"", nft.chain(f"out_{tag}")),
+        (nft_read.INET, "agents_in", here, b"", nft.chain(f"in_{tag}")),
     ]
     for (number, far), ports in _merged(pinned).items():
         every += [_ranged("pinned", *(FLOW_KEY.pack(here, number, far, one) for one in ends)) for ends in ports]
@@ -131,7 +121,8 @@ def _merged(grants: Iterable[tuple[str, str, int, int]]) -> dict[tuple[int, byte
 
 def _ranged(name: str, first: bytes, last: bytes) -> Entry:
     """One port is in a hash; a range in a set of ranges, of which the kernel makes a copy for each change."""
-    return (nft.INET, name, first, b"", b"") if first == last else (nft.INET, f"{name}_wide", first, last, b"")
+    one = first == last
+    return nft_read.INET, name if one else f"{name}_wide", first, b"" if one else last, b""
 
 
 def flow_key(agent: bytes, protocol: str, far: bytes, port: int) -> bytes:
@@ -158,28 +149,6 @@ def _own(address: str) -> bytes:
     return packed
 
 
-def dotted(address: bytes) -> str:
-    return ".".join(map(str, address))
-
-
-# Whether the rules are as they were loaded
-
-
-def fingerprint(dump: Dump) -> bytes:
-    """A digest of all our rules and of whether they are asked: it changes with every change, also of ours."""
-    told = blake2b(digest_size=20)
-    for family in (nft.BRIDGE, nft.ARP, nft.INET):
-        told.update(b"%d " % nft.flags_of(dump(nft.list_tables(family)), TABLE))
-        for body in nft.bodies(dump(nft.list_rules(TABLE, family))):
-            told.update(body)
-    return told.digest()
-
-
-def intact(dump: Dump, kept: bytes) -> bool:
-    """Whether nobody has flushed or changed our rules since `kept` was taken. OSError where the kernel does not say."""
-    return fingerprint(dump) == kept
-
-
 def address_in(name: str, key: bytes, data: bytes) -> bytes:
     """Whose element it is: the agent's address in an element of the set or map `name`."""
     if name == "ports":
@@ -188,9 +157,9 @@ def address_in(name: str, key: bytes, data: bytes) -> bytes:
 
 
 ELEMENTS = (
-    (nft.BRIDGE, "ports"),
-    *((nft.INET, name) for name in ("agents_out", "agents_in", "leased", "pinned", "pinned_wide")),
-    *((nft.INET, name) for name in ("services", "services_wide", "published", "served")),
+    (nft_read.BRIDGE, "ports"),
+    *((nft_read.INET, name) for name in ("agents_out", "agents_in", "leased", "pinned", "pinned_wide")),
+    *((nft_read.INET, name) for name in ("services", "services_wide", "published", "served")),
 )
 
 

@@ -9,6 +9,7 @@ the kernel's side; shim/cold/net_up.py makes, repairs and removes.
     PROFILE/TAG.nft             chains and sets of a policy, for nft
     PROFILE/TAG.learned         the names that a policy lets containers ask for, where it does
     PROFILE/dnsmasq.conf        what answers them; PROFILE/resolver: its process, its start, a digest of its file
+    PROFILE/plan                the plan of the last container but for its address, see `template`
     PROFILE/addresses/A.B.C.D   an address that is taken: the record of whose it is, and the process that took it
     PROFILE/addresses/A.B.C.D.leased  the kernel may hold a lease of it: not free before `net gc` has looked
     PROFILE/addresses/.lock     held while one is taken or collected; says which was the last
@@ -22,8 +23,7 @@ from __future__ import annotations
 import fcntl
 import posix
 
-from hooks import host
-from hooks.link import host_end
+from hooks import fingerprint, labels
 from shim import hostpaths, wire
 from shim.errors import HostError, ShimError, reason
 
@@ -37,7 +37,8 @@ DIRECTORY = "/run/agentshim/net"
 INTERFACES = "/proc/sys/net/ipv4/conf"  # of the reader's own network namespace
 LOOK = 2  # addresses that one start looks at: bounds what it pays for others
 LOCK, RULES, BRIDGE, ADDRESSES, LEASED = ".lock", ".rules", "bridge.json", "addresses", ".leased"
-RESOLVER = "resolver"
+RESOLVER, PLAN = "resolver", "plan"
+MOST_BYTES = 1 << 21  # of a template: a plan, and its places
 
 
 def bridge(directory: str, profile: str) -> Bridge | None:
@@ -49,19 +50,19 @@ def bridge(directory: str, profile: str) -> Bridge | None:
     return told if isinstance(told, dict) and told.get("index") else None
 
 
-def ready(directory: str, profile: str, digest: str, dump: host.Dump) -> Bridge | None:
+def ready(directory: str, profile: str, digest: str, dump: fingerprint.Dump) -> Bridge | None:
     """The bridge of a profile where containers may be put on it: its policy is loaded, and nobody has changed a rule.
     None: call shim.cold.net_up.up. `dump`: of a netfilter socket in the host's network namespace.
     """
     found = bridge(directory, profile)
-    fingerprint, _, tags = rules(directory)
-    tag = host.tag(digest)
+    kept, _, tags = rules(directory)
+    tag = labels.tag(digest)
     if found is None or found["tag"] != tag or tag not in tags:
         return None
     if found.get("learned") and not resolver(directory, profile)[0]:
         return None
     there = hostpaths.exists(f"{INTERFACES}/{found['bridge']}")
-    return found if there and host.intact(dump, fingerprint) else None
+    return found if there and fingerprint.intact(dump, kept) else None
 
 
 def resolver(directory: str, profile: str) -> tuple[int, str]:
@@ -119,9 +120,9 @@ def _taken(place: str, mine: str, told: Bridge, last: int) -> tuple[bytes, int]:
         if offset in (0, gateway - first, size - 1):
             continue
         address = (first + offset).to_bytes(4, "big")
-        path = f"{place}/{host.dotted(address)}"
+        path = f"{place}/{labels.dotted(address)}"
         # The kernel takes an interface apart some 50 ms after its namespace, which whoever joined it may hold.
-        if hostpaths.exists(path + LEASED) or hostpaths.exists(f"{INTERFACES}/{host_end(address)}"):
+        if hostpaths.exists(path + LEASED) or hostpaths.exists(f"{INTERFACES}/{labels.host_end(address)}"):
             continue
         try:
             posix.link(mine, path)
@@ -161,17 +162,43 @@ def _is_there(record: str) -> bool:
         return False
 
 
+def place_of(directory: str, profile: str, address: bytes) -> str:
+    """The file that keeps an address from others."""
+    return f"{directory}/{profile}/{ADDRESSES}/{labels.dotted(address)}"
+
+
 def give_back(directory: str, profile: str, address: bytes) -> None:
     """The end of `take`, where nothing of it has reached the kernel."""
     try:
-        posix.unlink(f"{directory}/{profile}/{ADDRESSES}/{host.dotted(address)}")
+        posix.unlink(place_of(directory, profile, address))
     except FileNotFoundError:
         pass
 
 
+def template(directory: str, profile: str) -> bytes:
+    """The plan of the last container; b'' where there is none."""
+    try:
+        return read(f"{directory}/{profile}/{PLAN}", MOST_BYTES)
+    except OSError:
+        return b""
+
+
+def keep(directory: str, profile: str, data: bytes) -> None:
+    """Keep a template for the next container. A disk that takes none makes that one slow, nothing else."""
+    part = f"{directory}/{profile}/.{PLAN}.{posix.getpid()}"
+    try:
+        _write(part, data)
+        posix.rename(part, f"{directory}/{profile}/{PLAN}")
+    except OSError:
+        try:
+            posix.unlink(part)
+        except OSError:
+            pass
+
+
 def leased(directory: str, profile: str, address: bytes) -> None:
     """The kernel is about to hold a lease of this address: `take` leaves it alone until `net gc` has looked."""
-    _write(f"{directory}/{profile}/{ADDRESSES}/{host.dotted(address)}{LEASED}", b"")
+    _write(place_of(directory, profile, address) + LEASED, b"")
 
 
 def locked(path: str) -> int:
@@ -184,11 +211,11 @@ def locked(path: str) -> int:
     return fd
 
 
-def read(path: str) -> bytes:
-    """A file of ours, up to 64 KiB."""
+def read(path: str, most: int = 1 << 16) -> bytes:
+    """A file of ours, up to `most` bytes."""
     fd = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     try:
-        return posix.read(fd, 1 << 16)
+        return posix.read(fd, most)
     finally:
         posix.close(fd)
 

@@ -1,10 +1,8 @@
 """The link: a container's own pair of interfaces, one end on its profile's bridge, made in place. Pure: a place on a
 bridge in, steps of a plan out.
 
-Belongs here: names, numbers and addresses of both ends, and the messages of rtnetlink(7) that make them. Next door:
-`host` says which packets pass; `lock` is inside; shim/cold makes the bridge; native/nethook.c replays the steps.
-
-All names and numbers follow from the container's address: nothing is asked back, and what is left over is found again.
+Belongs here: the messages of rtnetlink(7) that make both ends. Next door: `labels` has their names; `host` says which
+packets pass; `lock` is inside; shim/cold makes the bridge; native/nethook.c replays the steps.
 
     The end inside is created there (VETH_INFO_PEER): moving an interface waits 18 ms.
     Both ends have numbers that we choose, since an address, a route, a neighbour and a forwarding entry name their
@@ -23,16 +21,14 @@ from __future__ import annotations
 
 from _struct import Struct
 
+from hooks.labels import host_end, mac, number
 from hooks.netlink import ACK, CREATE, EXCL, ROUTE, attribute, message, nested, text
 from hooks.plan import CONTAINER, HOST, KEEP, NETNS, ONLY_EMPTY, Step
 from shim.lattice import Value
 
 INSIDE = "eth0"
 ETH = 1000  # its number: tunl0, sit0 and their like take the first of a new namespace
-_NUMBERS = 0x20000000  # of host ends: far from those that the kernel counts up to
-
-# Hardware addresses, locally administered: the interface inside and the bridge; the host's end, which udev would change
-_INSIDE, _OUTSIDE = b"\x02\xa5", b"\x06\xa5"
+_OUTSIDE = b"\x06\xa5"  # of the host's end's hardware address: udev would change one that is made up
 
 NEWLINK, DELLINK, NEWADDR, NEWROUTE, NEWNEIGH, DELNEIGH = 16, 17, 20, 24, 28, 29
 REPLACE = 0x100
@@ -81,21 +77,6 @@ class Port(Value):
         self.gateway = gateway
         self.prefix = prefix
         self.address = address
-
-
-def host_end(address: bytes) -> str:
-    """The name of the host's end."""
-    return "av" + address.hex()
-
-
-def number(address: bytes) -> int:
-    """The number of the host's end: one for each address of a network of at least /8."""
-    return _NUMBERS | int.from_bytes(address[1:], "big")
-
-
-def mac(address: bytes) -> bytes:
-    """The hardware address of whoever has an address on a bridge: a container's eth0, and the bridge itself."""
-    return _INSIDE + address
 
 
 def steps(port: Port, six: bool = True) -> tuple[Step, ...]:

@@ -10,37 +10,17 @@ Registers: 1 is one of 16 bytes, 9 to 14 are the words of 4 bytes behind its fir
 
 from __future__ import annotations
 
-from _struct import Struct
-
-from hooks.netlink import (
-    ACK,
-    APPEND,
-    CREATE,
-    DUMP,
-    EXCL,
-    attribute,
-    attributes,
-    message,
-    nested,
-    number,
-    string,
-    text,
-    u32,
-    u64,
-)
+from hooks.netlink import ACK, APPEND, CREATE, EXCL, attribute, message, nested, text, u32, u64
+from hooks.nft_read import ARP, BRIDGE, INET, NFNETLINK, SUBSYSTEM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     Message = tuple[int, int, bytes]  # type, flags, payload behind the nfnetlink header
-    Element = tuple[bytes, bytes, int, int, int, int]  # key, last key, timeout ms, expires ms, packets, bytes
 
-SUBSYSTEM = 10 << 8
 BEGIN, END = 16, 17
-NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM, GETSETELEM, DELSETELEM = 0, 2, 3, 6, 9, 12, 13, 14
-GETTABLE, GETRULE = 1, 7
-INET, ARP, BRIDGE = 1, 3, 7
+NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM, DELSETELEM = 0, 2, 3, 6, 9, 12, 14
 FIRST_REGISTER, NEXT_REGISTER = 1, 9
 
 # Hooks, verdicts, set flags
@@ -62,10 +42,9 @@ EQUAL, UNEQUAL, LEAST, MOST = 0, 1, 5, 3
 
 PER_MESSAGE = 500  # elements: a list is one attribute of at most 64 KiB, and an element is up to 76 bytes
 
-_NFNETLINK = Struct(">BBH")
-_FAMILIES = {family: _NFNETLINK.pack(family, 0, 0) for family in (INET, ARP, BRIDGE)}
+_FAMILIES = {family: NFNETLINK.pack(family, 0, 0) for family in (INET, ARP, BRIDGE)}
 _INET = _FAMILIES[INET]
-_BATCH = _NFNETLINK.pack(0, 0, 10)
+_BATCH = NFNETLINK.pack(0, 0, 10)
 
 
 # Messages
@@ -171,91 +150,10 @@ def release(table: str, name: str, key: bytes, last: bytes = b"") -> Message:
     return DELSETELEM, 0, text(1, table) + text(2, name) + nested(3, _element(key, last))
 
 
-def list_elements(table: str, name: str, family: int = INET) -> bytes:
-    """The request for a dump of a set: for `netlink.Socket.dump`."""
-    return message(SUBSYSTEM | GETSETELEM, DUMP, _FAMILIES[family] + text(1, table) + text(2, name))
-
-
-def list_rules(table: str, family: int) -> bytes:
-    """The request for a dump of a table's rules; there are none where there is no table."""
-    return message(SUBSYSTEM | GETRULE, DUMP, _FAMILIES[family] + text(1, table))
-
-
-def list_tables(family: int) -> bytes:
-    """The request for a dump of a family's tables."""
-    return message(SUBSYSTEM | GETTABLE, DUMP, _FAMILIES[family])
-
-
 def _element(first: bytes, last: bytes) -> bytes:
     if last:
         return nested(1, nested(1, attribute(1, first)), nested(10, attribute(1, last)))
     return nested(1, nested(1, attribute(1, first)))
-
-
-# What a dump says
-
-
-def elements(payloads: Iterable[bytes]) -> list[Element]:
-    """The elements of a set, in no order, each once (a walk over a table that grows shows some of them twice)."""
-    found: dict[bytes, Element] = {}
-    for payload in payloads:
-        for kind, value in attributes(payload[_NFNETLINK.size :]):
-            if kind == 3:
-                for _, one in attributes(value):
-                    element = _decoded(one)
-                    found[element[0]] = element
-    return list(found.values())
-
-
-def entries(payloads: Iterable[bytes]) -> dict[tuple[bytes, bytes], bytes]:
-    """(key, last key) -> data of the elements of a map: the name of a verdict's chain, or the fields."""
-    found: dict[tuple[bytes, bytes], bytes] = {}
-    for payload in payloads:
-        for kind, value in attributes(payload[_NFNETLINK.size :]):
-            if kind == 3:
-                for _, one in attributes(value):
-                    fields = dict(attributes(one))
-                    found[_data(fields[1]), _data(fields.get(10, b""))] = _target(fields.get(2, b""))
-    return found
-
-
-def bodies(payloads: Iterable[bytes]) -> list[bytes]:
-    """What a dump says, without its heads: they hold the number of the last change of any table."""
-    return [payload[_NFNETLINK.size :] for payload in payloads]
-
-
-def chain_of(body: bytes) -> str:
-    """The chain of a rule in a dump of them."""
-    return string(dict(attributes(body))[2])
-
-
-def flags_of(payloads: Iterable[bytes], table: str) -> int:
-    """The flags of a table in a dump of them (1: dormant, no rule of it is asked); -1 where it is not there."""
-    for body in bodies(payloads):
-        fields = dict(attributes(body))
-        if string(fields[1]) == table:
-            return number(fields[2])
-    return -1
-
-
-def _target(nest: bytes) -> bytes:
-    fields = dict(attributes(nest))
-    return dict(attributes(fields[2])).get(2, b"").rstrip(b"\0") if 2 in fields else fields.get(1, b"")
-
-
-def _decoded(data: bytes) -> Element:
-    fields = dict(attributes(data))
-    counts = _counts(fields[7]) if 7 in fields else (0, 0)
-    return _data(fields[1]), _data(fields.get(10, b"")), number(fields.get(4, b"")), number(fields.get(5, b"")), *counts
-
-
-def _data(nest: bytes) -> bytes:
-    return dict(attributes(nest)).get(1, b"")
-
-
-def _counts(expression: bytes) -> tuple[int, int]:
-    inner = dict(attributes(dict(attributes(expression)).get(2, b"")))
-    return number(inner.get(2, b"")), number(inner.get(1, b""))
 
 
 # Expressions

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import posix
 
-from hooks import nft
+from hooks import nft, nft_read
 from hooks.chains import HARD4, HARD6
 from hooks.grants import KEY6, KEYS, LAST_PORT, NAMES, PROTOCOLS, address_of
 from hooks.host import flow_key
@@ -165,12 +165,12 @@ def _setns(descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), "setns")
 
 
-def _both(kernel: Socket, name: str, namespace: str) -> list[nft.Element]:
+def _both(kernel: Socket, name: str, namespace: str) -> list[nft_read.Element]:
     """The elements of both address families; there is no set for IPv6 where that is shut."""
-    found: list[nft.Element] = []
+    found: list[nft_read.Element] = []
     for suffix in ("", "6"):
         try:
-            found += nft.elements(kernel.dump(nft.list_elements(TABLE, name + suffix)))
+            found += nft_read.elements(kernel.dump(nft_read.list_elements(TABLE, name + suffix)))
         except FileNotFoundError as error:
             if not suffix:
                 raise _absent(namespace, name) from error

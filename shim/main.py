@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HOME = __file__.rpartition("/shim/")[0]
 WRITABLE_BY_OTHERS = 0o022
+brought: list[str] = []  # groups of `late`
 
 
 class Changed(Exception):
@@ -84,8 +85,10 @@ def load(modules: Modules) -> None:
 
 
 def late(group: str) -> None:
-    """What only some calls of a verb import, when it turns out that this one does."""
-    load(hot([group]))
+    """What only some calls of a verb import, when it turns out that this one does; a second time it costs nothing."""
+    if group not in brought:
+        brought.append(group)
+        load(hot([group]))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from conformance.bench import moby
 from conformance.bench.life import DEFAULTS, ENVIRONMENT, Failed
-from hooks import host, link, lock, plan
+from hooks import host, labels, link, lock, plan
 from hooks.grants import address_of
 from shim.cold import net_up
 
@@ -191,7 +191,7 @@ class Ours:
         enter = (host.enter(port, self.bridge["tag"]), *doors)
         name = f"plan-{self.count}"
         state, lease, script = (self.folder / f"{name}.{kind}" for kind in ("state", "lease", "plan"))
-        inside = {**self.section, "inbound": INBOUND if published else [], "address": host.dotted(packed)}
+        inside = {**self.section, "inbound": INBOUND if published else [], "address": labels.dotted(packed)}
         steps = (*lock.steps(inside), *enter, *link.steps(port))
         script.write_bytes(plan.encode(steps))
         state.write_text(json.dumps({"ociVersion": "1.0.2", "id": name, "pid": guest.pid, "bundle": "/"}))

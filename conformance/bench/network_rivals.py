@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from conformance.bench.network_lab import PUBLISHED, Call, Guest, Net, Ours, guest, tool
-from hooks import link
+from hooks import labels
 from hooks.grants import address_of
 
 Work = Callable[[], None]
@@ -152,8 +152,8 @@ class Script:
     def join(self, member: Guest, published: bool = False) -> tuple[Work, Work]:
         bridge, packed = self.ours.bridge, self.ours.address()
         gateway, publish = address_of(bridge["gateway"]), self.ours.section["publish"] if published else []
-        address, end = ".".join(map(str, packed)), link.host_end(packed)
-        mac, hardware = link.mac(packed).hex(":"), link.mac(gateway).hex(":")
+        address, end = ".".join(map(str, packed)), labels.host_end(packed)
+        mac, hardware = labels.mac(packed).hex(":"), labels.mac(gateway).hex(":")
         files = {
             "host.ip": f"""link add {end} type veth peer name eth0 address {mac} netns {member.pid}
 link set {end} master {bridge["bridge"]}

@@ -23,17 +23,21 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 START = 8  # characters of the head's length, in decimal
-# The verb, as a call spells it, and the module that decides it; '' is any other call.
+# The verb, as a call spells it, and the module that decides it; '' is any other call. The last three are no verbs: what
+# `create` needs for a network of ours, for one whose plan is made anew, and for one with names.
 VERBS = {
-    "create": "create",
-    "run": "create",
-    "restore": "create",
-    "exec": "execute",
-    "update": "update",
-    "hook": "hook",
-    "link": "link",  # no verb: what `create` needs for a network of ours, or one that is known at the start alone
-    "": "passed",
+    "create": "shim.verbs.create",
+    "run": "shim.verbs.create",
+    "restore": "shim.verbs.create",
+    "exec": "shim.verbs.execute",
+    "update": "shim.verbs.update",
+    "hook": "shim.verbs.hook",
+    "": "shim.verbs.passed",
+    "link": "shim.verbs.link",
+    "steps": "shim.verbs.steps",
+    "names": "shim.names",
 }
+LATE = ("link", "steps", "names")  # loaded beside `create`: without its modules
 PACKAGES = ("shim", "hooks")
 # Of the interpreter's own, some builds have this one in a file: found here, its place need not be searched for.
 EXTENSIONS = ("_json",)
@@ -83,14 +87,14 @@ def compiled(source: Path, name: str) -> CodeType:
     return code
 
 
-def imported(libdir: Path, verb: str) -> tuple[Module, ...]:
-    """All that a call of the module `verb` imports at once, each after what itself imports."""
+def imported(libdir: Path, top: str) -> tuple[Module, ...]:
+    """All that the module `top` imports at once, each after what itself imports."""
     for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
         del sys.modules[name]
     recorder = Recorder(libdir)
     sys.meta_path.insert(0, recorder)
     try:
-        for name in ("shim.cli", f"shim.verbs.{verb}"):
+        for name in ("shim.cli", top):
             importlib.import_module(name)
     finally:
         sys.meta_path.remove(recorder)
@@ -101,11 +105,13 @@ def imported(libdir: Path, verb: str) -> tuple[Module, ...]:
 def make(libdir: Path) -> None:
     """Writes `libdir`/shim/hot and main.pyc, each whole or not at all."""
     groups: dict[str, tuple[bytes, list[tuple[str, int, int]]]] = {}
-    for verb in dict.fromkeys(VERBS.values()):
-        modules = imported(libdir, verb)
+    late = {VERBS[name] for name in LATE}
+    for top in dict.fromkeys(VERBS.values()):
+        beside = {name for name, *_ in imported(libdir, VERBS["create"])} if top in late else set()
+        modules = tuple(one for one in imported(libdir, top) if one[0] not in beside)
         paths = ["shim/main.py", *(path for _, path, _, code in modules if code)]
         stats = [(path, (libdir / path).stat()) for path in paths]
-        groups[verb] = marshal.dumps(modules), [(path, there.st_size, there.st_mtime_ns) for path, there in stats]
+        groups[top] = marshal.dumps(modules), [(path, there.st_size, there.st_mtime_ns) for path, there in stats]
     # Places have one width in the head, so that its size does not change with them.
     size = len(head(groups, 1 << 30))
     codes = b"".join(code for code, _ in groups.values())
@@ -124,7 +130,7 @@ def head(groups: dict[str, tuple[bytes, list[tuple[str, int, int]]]], begin: int
     for name, (codes, sources) in groups.items():
         places[name] = (begin, len(codes), sources)
         begin += len(codes)
-    return marshal.dumps((sys.version, {verb: places[name] for verb, name in VERBS.items()}), 1)  # 1: nothing shared
+    return marshal.dumps((sys.version, {word: places[name] for word, name in VERBS.items()}), 1)  # 1: nothing shared
 
 
 def replace(path: Path, data: bytes) -> None:

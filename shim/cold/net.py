@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from hooks import host, host_rules, host_state, netlink, nft, records
+from hooks import fingerprint, host_rules, host_state, labels, netlink, nft_read, records
 from hooks.grants import address_of
 from shim import kernel, policy, state
 from shim.audit import now
@@ -157,13 +157,13 @@ def _named(record: dict[str, Any], protocol: str, host: str, port: int) -> dict[
 
 def _learned(record: dict[str, Any], protocol: str, port: int) -> set[str]:
     """The addresses that learned names have led to, of those that may be reached on a port."""
-    tag, found = host.tag(record["digest"]), set()
+    tag, found = labels.tag(record["digest"]), set()
     with netlink.Socket(netlink.NETFILTER) as kernels:
         for number, (kind, low, high) in enumerate(host_rules.groups(record["network"].get("learned", ()))):
             if kind == protocol and low <= port <= high:
                 with suppress(FileNotFoundError):
-                    asked = nft.list_elements(host.TABLE, host_rules.learned_set(tag, number))
-                    found |= {host.dotted(one[0]) for one in nft.elements(kernels.dump(asked))}
+                    asked = nft_read.list_elements(fingerprint.TABLE, host_rules.learned_set(tag, number))
+                    found |= {labels.dotted(one[0]) for one in nft_read.elements(kernels.dump(asked))}
     return found
 
 

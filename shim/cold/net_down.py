@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from hooks import host, host_rules, host_state, nft
+from hooks import fingerprint, host, host_rules, host_state, nft, nft_read
 from shim import state as records
 from shim.cold import bridges, net_others, net_up, resolver
 from shim.cold.net_up import Host
@@ -118,7 +118,7 @@ def elements(here: Host, subnet: ipaddress.IPv4Network | None = None) -> list[tu
     found = []
     for family, name in host.ELEMENTS:
         try:
-            told = nft.entries(here.netfilter.dump(nft.list_elements(host.TABLE, name, family)))
+            told = nft_read.entries(here.netfilter.dump(nft_read.list_elements(fingerprint.TABLE, name, family)))
         except FileNotFoundError:
             continue  # no table
         for (key, last), data in told.items():
@@ -180,8 +180,8 @@ def _unloaded(here: Host, mark: int) -> int:
 
 def _loaded(here: Host) -> set[str]:
     """The tags of the policies in the kernel."""
-    told = nft.bodies(here.netfilter.dump(nft.list_rules(host.TABLE, nft.INET)))
-    chains = {nft.chain_of(body) for body in told}
+    told = nft_read.bodies(here.netfilter.dump(nft_read.list_rules(fingerprint.TABLE, nft_read.INET)))
+    chains = {nft_read.chain_of(body) for _, body in told}
     return {name[4:] for name in chains if name.startswith("out_")}
 
 
@@ -233,12 +233,11 @@ def _all_ended(here: Host) -> list[str]:
     here.look()
     if left := sorted(one.name for one in here.links.values() if net_up.is_ours(one)):
         return [f"{', '.join(left)} stay, and the rules with them: agentshim net down PROFILE"]
-    net_others.nft(
-        "".join(f"add table {one} {host.TABLE}\ndelete table {one} {host.TABLE}\n" for one in ("inet", "arp", "bridge"))
-    )
+    every = [f"{one} {fingerprint.TABLE}" for one in ("inet", "arp", "bridge")]
+    net_others.nft("".join(f"add table {one}\ndelete table {one}\n" for one in every))
     net_others.unaccept()
     Path(here.directory, host_state.RULES).unlink(missing_ok=True)
-    return [f"tables {host.TABLE}: gone; net.ipv4.ip_forward stays as it is"]
+    return [f"tables {fingerprint.TABLE}: gone; net.ipv4.ip_forward stays as it is"]
 
 
 def shown(directory: str = host_state.DIRECTORY, living: Callable[[], set[str]] = alive) -> list[dict[str, Any]]:
@@ -246,8 +245,8 @@ def shown(directory: str = host_state.DIRECTORY, living: Callable[[], set[str]] 
     if not Path(directory).is_dir():
         return []
     with Host(directory) as here:
-        fingerprint, _, tags = host_state.rules(directory)
-        whole = host.intact(here.netfilter.dump, fingerprint)
+        kept, _, tags = host_state.rules(directory)
+        whole = fingerprint.intact(here.netfilter.dump, kept)
         accepted = not any(net_others.docker_user().values())
         return [
             _shown(here, one, living, whole and here.state(one).get("tag") in tags, accepted) for one in here.profiles()

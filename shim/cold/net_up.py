@@ -18,7 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from hooks import host, host_rules, host_state, link, netlink
+from hooks import fingerprint, host, host_rules, host_state, labels, netlink
 from shim import wire
 from shim.bundle import Directory
 from shim.cold import bridges, net_others, resolver
@@ -69,7 +69,7 @@ def up(
     with Host(directory) as here:
         state = here.state(profile)
         state.update(_named(profile), **_place(profile, state, here, ipaddress.IPv4Network(pool)))
-        state.update(tag=host.tag(digest), published=bool(section.get("publish")), learned=bool(learned))
+        state.update(tag=labels.tag(digest), published=bool(section.get("publish")), learned=bool(learned))
         _kept(here, profile, {**state, "index": 0}, host_rules.policy(state["tag"], section))
         load_rules(here, mark)
         state["index"] = _bridge(here, state)
@@ -226,8 +226,8 @@ def load_rules(here: Host, mark: int = host.MARK) -> bool:
     """Tables, and all policies that are on disk, in the kernel as they should be; whether they had to be loaded."""
     text, tags = _rules(here, mark)
     digest = _digest(text)
-    fingerprint, was, _ = host_state.rules(here.directory)
-    if was == digest and host.intact(here.netfilter.dump, fingerprint):
+    kept, was, _ = host_state.rules(here.directory)
+    if was == digest and fingerprint.intact(here.netfilter.dump, kept):
         return False
     net_others.nft(text)
     _keep(here, digest, tags)
@@ -250,14 +250,14 @@ def _digest(text: str) -> str:
 
 
 def _keep(here: Host, digest: str, tags: list[str]) -> None:
-    now = host.fingerprint(here.netfilter.dump).hex()
+    now = fingerprint.taken(here.netfilter.dump).hex()
     here.write(host_state.RULES, "\n".join([now, digest, *tags, ""]).encode())
 
 
 def _bridge(here: Host, state: dict[str, Any]) -> int:
     """The number of the bridge, which is up with its address."""
     name, gateway = state["bridge"], ipaddress.IPv4Address(state["gateway"]).packed
-    mac = link.mac(gateway)
+    mac = labels.mac(gateway)
     try:
         if name not in here.links:
             bridges.make(here.route, name, mac, ALIAS + state["profile"])

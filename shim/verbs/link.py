@@ -1,18 +1,18 @@
 """The network that agentshim makes for a container: its place on its policy's bridge, and what the hooks do there.
 
-Belongs here: the plan of all steps. Next door: `verbs.lock` decided that there is such a network; shim/cold/net_up
-makes the bridge and the host's rules, which stay; `hooks.host_state` has the addresses; `hooks.link`, `hooks.host` and
-`hooks.lock` have the steps.
+Belongs here: where the container is put, and its plan, which is that of the policy's last one but for the address. Next
+door: `verbs.lock` decided that there is such a network; `verbs.steps` makes a plan anew; shim/cold/net_up makes bridge
+and host's rules, which stay; `hooks.host_state` has the addresses.
 """
 
 from __future__ import annotations
 
-from hooks import host, host_state, link, lock, netlink, plan
-from hooks.grants import address_of
+from hooks import host_state, labels, netlink, template
 from shim import hostpaths, kernel, state
 from shim.dim import network
 from shim.errors import Refused, reason
-from shim.lattice import at
+from shim.lattice import at as value_at
+from shim.verbs import gate
 from shim.verbs.lock import Lock
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from shim.lattice import Spec
     from shim.policy import Config, Policy
+    from shim.verbs.steps import At
 
 LANS = state.DIRECTORY + "/macvlan"  # as host_state.DIRECTORY is for bridges
 PICK = "agentshim.publish"  # annotation: which of the policy's to publish, comma-separated, as the policy writes them
@@ -33,29 +34,50 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, con
     made.
     """
     section: dict[str, Any] = dict(locked.section)
-    owner = state.name_of(root, container)
     before = state.load(root, container)
     if before and state.is_leaving(before):
         from shim.cold import net_down  # the last one of this id: its hook would take this one's plan for its own
 
         net_down.gc(mark=config.mark)
+    six = hostpaths.exists("/proc/net/if_inet6")
     if "macvlan" in section:
-        return _on_lan(locked, section, chosen, owner)
-    section["publish"] = _picked(section.get("publish", []), spec)
-    _are_free(section["publish"])
-    services = section.get("services", [])
-    bridge = _bridge(chosen, config)
-    address = host_state.take(host_state.DIRECTORY, chosen.name, owner)
-    port = link.Port(bridge["index"], address_of(bridge["gateway"]), bridge["prefix"], address)
-    section["gateway"] = bridge["gateway"]
-    section["outbound"] = [*section["outbound"], *([p, bridge["gateway"], *ports] for p, *ports in services)]
-    section["address"], section["profile"] = host.dotted(address), chosen.name
-    enter = host.enter(port, host.tag(chosen.digest), section["pinned"], services)
-    made = (enter, *host.doors(port, section["publish"]), *link.steps(port, hostpaths.exists("/proc/net/if_inet6")))
-    steps = _kept((*lock.steps(_inside(section)), *made), section)
-    file = f"{host_state.DIRECTORY}/{chosen.name}/{host_state.ADDRESSES}/{section['address']}"
-    resolver = locked.resolver and locked.resolver % bridge["gateway"].encode()
-    return Lock(plan.encode(steps), section, locked.hosts, locked.link, resolver), file
+        there = section["macvlan"]
+        directory, name, own = LANS, "on_lan", section
+        at = (_parent(chosen.name, there), there["gateway"], there["prefix"], six)
+    else:
+        section["publish"] = _picked(section.get("publish", []), spec)
+        _are_free(section["publish"])
+        bridge = _bridge(chosen, config)
+        gateway, services = bridge["gateway"], section.get("services", [])
+        section["gateway"], section["profile"] = gateway, chosen.name
+        section["outbound"] = [*section["outbound"], *([p, gateway, *ports] for p, *ports in services)]
+        directory, name, own = host_state.DIRECTORY, "address", _inside(section)
+        at = (bridge["index"], gateway, bridge["prefix"], six)
+    address = host_state.take(directory, chosen.name, state.name_of(root, container))
+    file = host_state.place_of(directory, chosen.name, address)
+    try:
+        made = _plan(directory, chosen, own, at, address)
+    except BaseException:
+        host_state.give_back(directory, chosen.name, address)
+        raise
+    section[name] = labels.dotted(address)
+    resolver = locked.resolver and locked.resolver % section["gateway"].encode()
+    return Lock(made, section, locked.hosts, locked.link, resolver), file
+
+
+def _plan(directory: str, chosen: Policy, section: dict[str, Any], at: At, address: bytes) -> bytes:
+    """The plan of a container at an address: like the last one's of this policy, or made anew."""
+    key = template.key((section, at, chosen.digest))
+    plan = template.filled(host_state.template(directory, chosen.name), key, address)
+    if plan:
+        return plan
+    gate.bring("steps")
+    from shim.verbs import steps  # and all that makes messages
+
+    made = template.of(key, lambda address: steps.linked(section, at, chosen.digest, address))
+    if made:
+        host_state.keep(directory, chosen.name, made)
+    return steps.linked(section, at, chosen.digest, address)
 
 
 def _inside(section: dict[str, Any]) -> dict[str, Any]:
@@ -68,23 +90,6 @@ def _inside(section: dict[str, Any]) -> dict[str, Any]:
     ports = sorted({(protocol, first, last) for protocol, _, first, last in section["learned"]})
     wide = [(protocol, block, first, last) for protocol, first, last in ports for block in section["public"]]
     return {**section, "outbound": [*section["outbound"], *network.without(wide, kernel.addresses())]}
-
-
-def _on_lan(locked: Lock, section: dict[str, Any], chosen: Policy, owner: str) -> tuple[Lock, str]:
-    """`lay` for an interface on a card of the host's: the lock inside is the only one."""
-    there = section["macvlan"]
-    parent = _parent(chosen.name, there)
-    address = host_state.take(LANS, chosen.name, owner)
-    port = link.Port(parent, address_of(there["gateway"]), there["prefix"], address)
-    section["on_lan"] = host.dotted(address)
-    steps = _kept((*lock.steps(section), *link.on_lan(port, hostpaths.exists("/proc/net/if_inet6"))), section)
-    file = f"{LANS}/{chosen.name}/{host_state.ADDRESSES}/{section['on_lan']}"
-    return Lock(plan.encode(steps), section, locked.hosts, locked.link), file
-
-
-def _kept(steps: tuple[plan.Step, ...], section: dict[str, Any]) -> tuple[plan.Step, ...]:
-    """With `auto` an engine's network is filtered where it is, all else is not what the policy wants."""
-    return steps if section["mode"] == "auto" else plan.required(steps)
 
 
 def _parent(profile: str, there: dict[str, Any]) -> int:
@@ -122,7 +127,7 @@ def _are_free(published: list[list[Any]]) -> None:
 
 def _picked(listed: list[list[Any]], spec: Spec) -> list[list[Any]]:
     """What is published: all that policy lists, or what the annotation names of it."""
-    asked = at(spec, "annotations", {}).get(PICK)
+    asked = value_at(spec, "annotations", {}).get(PICK)
     if asked is None:
         return listed
     known = {"{}:{}:{}/{}".format(*one): one for one in listed}

@@ -114,28 +114,33 @@ def _filled(spec: Spec, section: dict[str, Any], facts: Facts, link: str, engine
         from binascii import a2b_base64  # as below: an unfiltered network pays for none of it
 
         return Lock(a2b_base64(section["plan"]), kept)
-    gate.bring("link")
-    from hooks import lock, plan  # what names lead to, and the host's name servers, may be others at each start
-    from shim import names
-
     if link:  # IPv4 alone
         kept["outbound"] = [one for one in kept["outbound"] if ":" not in one[1]]
-    six = any(":" in one[1] for one in kept["outbound"])  # a name server alone opens no IPv6
-    asked = kernel.resolvers() if section["dns"] else []
-    if section["dns"] and not (link or engine):
-        asked += names.servers(spec, facts.sources, own)
-    kept["resolvers"] = [one for one in asked if six or ":" not in one]
-    pins = names.resolve(section, own, engine) if "names" in section else {}
-    if link:
-        pins = {name: [one for one in found if ":" not in one] for name, found in pins.items()}
-    kept["pins"] = pins
-    found = [[p, address, *ports] for p, name, *ports in section.get("names", ()) for address in pins[name]]
-    hosts = names.hosts(spec, facts.sources, pins) if pins else b""
+    # What names lead to, and the host's name servers, may be others at each start.
+    hosts = resolver = b""
+    kept["pins"], kept["resolvers"] = {}, []
+    if section["dns"] or "names" in section or "learned" in section:
+        gate.bring("names")
+        from shim import names
+
+        resolver = names.RESOLVER if "learned" in section else b""
+        if section["dns"]:
+            asked = kernel.resolvers() + ([] if link or engine else names.servers(spec, facts.sources, own))
+            six = any(":" in one[1] for one in kept["outbound"])  # a name server alone opens no IPv6
+            kept["resolvers"] = [one for one in asked if six or ":" not in one]
+        if "names" in section:
+            pins = names.resolve(section, own, engine)
+            kept["pins"] = {name: [one for one in told if not link or ":" not in one] for name, told in pins.items()}
+            hosts = names.hosts(spec, facts.sources, kept["pins"])
+    found = [[p, one, *ports] for p, name, *ports in section.get("names", ()) for one in kept["pins"][name]]
+    kept["outbound"] = [*kept["outbound"], *found]
     if link:
         kept["pinned"] = found + [[p, one, 53, 53] for one in kept["resolvers"] for p in network.PROTOCOLS]
-    kept["outbound"] = [*kept["outbound"], *found]
-    resolver = names.RESOLVER if "learned" in section else b""
-    return Lock(b"" if link else plan.encode(lock.steps(kept)), kept, hosts, link, resolver)
+        return Lock(b"", kept, hosts, link, resolver)
+    gate.bring("steps")
+    from shim.verbs import steps
+
+    return Lock(steps.confined(kept), kept, hosts, link, resolver)
 
 
 def _granted(spec: Spec, ceiling: Product, facts: Facts) -> str:

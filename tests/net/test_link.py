@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks import link, lock, netlink, nft, plan
+from hooks import labels, link, lock, netlink, nft, plan
 from hooks.link import Port
 from hooks.plan import CONTAINER, HOST, KEEP, NETNS, ONLY_EMPTY, Step
 from shim.errors import HostError
@@ -56,7 +56,7 @@ class Ground(labs.Lab):
         self.batch(
             self.i,
             "link set lo up",
-            f"link add {BRIDGE} address {colons(link.mac(GATEWAY))} type bridge mcast_snooping 0",
+            f"link add {BRIDGE} address {colons(labels.mac(GATEWAY))} type bridge mcast_snooping 0",
             f"addr add {THERE}/{PREFIX} dev {BRIDGE}",
             f"link set {BRIDGE} up",
         )
@@ -332,7 +332,7 @@ def test_siblings_do_not_reach_each_other(made: Ground, make: Make) -> None:
     assert made.ping(OTHER) != "open"
     made.batch(
         made.c,
-        f"neigh add {OTHER} lladdr {colons(link.mac(SIBLING))} dev eth0",
+        f"neigh add {OTHER} lladdr {colons(labels.mac(SIBLING))} dev eth0",
         f"route add {OTHER}/32 dev eth0 scope link",
     )
     assert made.ping(OTHER) == "silence"
@@ -351,7 +351,7 @@ def test_spoofed_mac_is_dropped_by_the_port(made: Ground) -> None:
     made.batch(made.c, "link set eth0 address 02:a5:0a:cf:01:0a")
     made.batch(
         made.c,
-        f"neigh replace {THERE} lladdr {colons(link.mac(GATEWAY))} dev eth0",
+        f"neigh replace {THERE} lladdr {colons(labels.mac(GATEWAY))} dev eth0",
         f"route replace default via {THERE}",
     )
     made.batch(made.i, f"neigh replace {HERE} lladdr 02:a5:0a:cf:01:0a dev {BRIDGE}")
@@ -390,12 +390,12 @@ def test_nothing_is_flooded_to_a_container(made: Ground, make: Make) -> None:
     """A sibling's frames go to the bridge alone; of the host's own those to a container, and what is to everybody."""
     sibling = second(made, make)
     for name, interface, sender, seen in (
-        (sibling, "eth0", link.mac(SIBLING), set()),
-        (made.i, BRIDGE, link.mac(GATEWAY), {EVERYBODY, GROUP, link.mac(ADDRESS)}),
+        (sibling, "eth0", labels.mac(SIBLING), set()),
+        (made.i, BRIDGE, labels.mac(GATEWAY), {EVERYBODY, GROUP, labels.mac(ADDRESS)}),
     ):
         child, reader = made.fork(made.c, seen_on_eth0)
         time.sleep(0.2)
-        to = EVERYBODY, GROUP, NOBODY, link.mac(SIBLING), link.mac(ADDRESS)
+        to = EVERYBODY, GROUP, NOBODY, labels.mac(SIBLING), labels.mac(ADDRESS)
         made.inside(name, partial(frames, interface, sender, *to))
         assert made.result(child, reader) == seen
 
@@ -547,7 +547,7 @@ def test_teardown(made: Ground, way: str, tmp_path: Path) -> None:
     made.drop(made.c)
     labs.wait_until(lambda: gone(made))
     assert not made.neighbours(made.i, socket.AF_BRIDGE)
-    assert made.neighbours(made.i) == {(HERE, colons(link.mac(ADDRESS)), made.bridge)}
+    assert made.neighbours(made.i) == {(HERE, colons(labels.mac(ADDRESS)), made.bridge)}
     for _ in range(2):
         if way == "python":
             made.python(steps, plan.release, of=made.i)
@@ -627,10 +627,10 @@ addresses = st.binary(min_size=3, max_size=3).map(lambda rest: b"\x0a" + rest)
 
 @given(addresses, addresses)
 def test_names_and_numbers_are_of_one_address(one: bytes, other: bytes) -> None:
-    for function in (link.host_end, link.number, link.mac):
+    for function in (labels.host_end, labels.number, labels.mac):
         assert (function(one) == function(other)) == (one == other)
-    assert len(link.host_end(one)) <= 15 and 0x20000000 <= link.number(one) < 0x21000000
-    assert link.mac(one)[0] & 3 == 2 and len(link.mac(one)) == 6  # locally administered, one station
+    assert len(labels.host_end(one)) <= 15 and 0x20000000 <= labels.number(one) < 0x21000000
+    assert labels.mac(one)[0] & 3 == 2 and len(labels.mac(one)) == 6  # locally administered, one station
 
 
 @given(st.integers(1, (1 << 31) - 1), addresses, st.integers(8, 30), addresses, st.booleans())

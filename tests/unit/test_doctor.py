@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from hooks import netlink, nft
+from hooks import netlink, nft_read
 from shim import kernel as facts
 from shim import policy
 from shim.cold import doctor, libseccomp, net_others
@@ -375,7 +375,7 @@ def test_a_probe_leaves_nothing_behind() -> None:
     probes.read_filter()
     assert sorted(os.listdir("/proc/self/fd")) == before
     with netlink.Socket(netlink.NETFILTER) as host, pytest.raises(OSError, match="No such file"):
-        host.dump(nft.list_elements("agentshim", "inbound"))
+        host.dump(nft_read.list_elements("agentshim", "inbound"))
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hooks import host, host_rules, link, netlink, nft, plan
+from hooks import host, host_rules, labels, link, netlink, nft, nft_read, plan
 from shim.errors import Invalid
 
 PORT = link.Port(7, bytes((10, 207, 0, 1)), 22, bytes((10, 207, 0, 5)))
@@ -17,13 +17,13 @@ def heads(data: bytes) -> list[tuple[int, int, int]]:
 
 def test_one_family_is_as_before() -> None:
     every = [nft.new_table("t"), nft.release("t", "s", b"1234")]
-    assert nft.batch(every) == nft.mixed((nft.INET, one) for one in every)
-    assert [family for _, _, family in heads(nft.batch(every))] == [0, nft.INET, nft.INET, 0]
+    assert nft.batch(every) == nft.mixed((nft_read.INET, one) for one in every)
+    assert [family for _, _, family in heads(nft.batch(every))] == [0, nft_read.INET, nft_read.INET, 0]
 
 
 def test_each_message_has_its_family_and_the_last_one_answers() -> None:
-    told = heads(nft.mixed([(nft.BRIDGE, nft.entry("t", "s", b"1")), (nft.INET, nft.entry("t", "s", b"1"))]))
-    assert [family for _, _, family in told] == [0, nft.BRIDGE, nft.INET, 0]
+    told = heads(nft.mixed([(nft_read.BRIDGE, nft.entry("t", "s", b"1")), (nft_read.INET, nft.entry("t", "s", b"1"))]))
+    assert [family for _, _, family in told] == [0, nft_read.BRIDGE, nft_read.INET, 0]
     assert [bool(flags & netlink.ACK) for _, flags, _ in told] == [False, False, True, False]
 
 
@@ -36,7 +36,7 @@ def test_an_element_must_be_new() -> None:
 def test_what_is_written_is_read(data: bytes) -> None:
     for last in (b"", b"9999"):
         _, _, payload = nft.entry("t", "s", b"1234", last, data)
-        ((key, value),) = nft.entries([bytes(4) + payload]).items()
+        ((key, value),) = nft_read.entries([bytes(4) + payload]).items()
         assert key == (b"1234", last)
         assert value == {nft.chain("out_x"): b"out_x", nft.value(b"12345678"): b"12345678", b"": b""}[data]
 
@@ -82,10 +82,10 @@ def test_malformed_grants(what: str, value: object) -> None:
 
 
 def test_a_tag_is_of_a_digest() -> None:
-    assert host.tag("sha256:" + "0a" * 32) == "0a" * 6
+    assert labels.tag("sha256:" + "0a" * 32) == "0a" * 6
     for wrong in ("", "sha256:", "sha256:xyz" + "0" * 20, "0a0a; flush"):
         with pytest.raises(Invalid):
-            host.tag(wrong)
+            labels.tag(wrong)
 
 
 def test_the_hard_deny_is_that_of_the_lock_inside() -> None:

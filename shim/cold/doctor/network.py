@@ -61,15 +61,14 @@ def _tables(host: Host) -> Iterator[Finding]:
 def rules(host: Host) -> bool | None:
     """Whether the host's rules are as they were loaded; None where none were, or where this installation makes none."""
     try:
-        from hooks import host as hosts
-        from hooks import host_state
+        from hooks import fingerprint, host_state
     except ImportError:
         return None
     kept, *_ = host_state.rules(host.at(host_state.DIRECTORY))
     if not kept:
         return None
     with netlink.Socket(netlink.NETFILTER) as kernel:
-        return bool(hosts.intact(kernel.dump, kept))
+        return bool(fingerprint.intact(kernel.dump, kept))
 
 
 def _bridges_of(host: Host) -> list[str]:

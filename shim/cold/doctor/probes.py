@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from hooks import lock, netlink, nft
+from hooks import lock, netlink, nft, nft_read
 
 NEW_NS, NEW_CGROUP, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (
     0x00020000,
@@ -187,8 +187,8 @@ def bridge_table() -> None:
     chain = name + netlink.text(3, "forward") + hook + netlink.text(7, "filter")
     limits = bytes((0, 0, 0, 10))  # of the batch: the subsystem's number
     data = netlink.message(nft.BEGIN, 0, limits)
-    data += netlink.message(nft.SUBSYSTEM | nft.NEWTABLE, netlink.CREATE, head + name + netlink.u32(2, 0), 1)
-    data += netlink.message(nft.SUBSYSTEM | nft.NEWCHAIN, netlink.CREATE | netlink.ACK, head + chain, 2)
+    data += netlink.message(nft_read.SUBSYSTEM | nft.NEWTABLE, netlink.CREATE, head + name + netlink.u32(2, 0), 1)
+    data += netlink.message(nft_read.SUBSYSTEM | nft.NEWCHAIN, netlink.CREATE | netlink.ACK, head + chain, 2)
     data += netlink.message(nft.END, 0, limits, 3)
     with netlink.Socket(netlink.NETFILTER) as kernel:
         kernel.ask(data, 1)

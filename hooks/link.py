@@ -203,7 +203,7 @@ def _inside(port: Port, six: bool) -> list[bytes]:
 def _inside_lan(port: Port, six: bool) -> list[bytes]:
     """Whoever is on the LAN is reached directly; all others by the gateway."""
     bits = 32 - port.prefix
-    net = (int.from_bytes(port.address, "big") >> bits << bits).to_bytes(4, "big")
+    net = (int.from_bytes(port.gateway, "big") >> bits << bits).to_bytes(4, "big")
     return [
         *([_link(ETH, _no_ipv6(six))] if six else []),
         _own(port),

@@ -41,13 +41,14 @@ def hot(words: list[str]) -> Modules:
             version, verbs = marshal.loads(posix.read(fd, size))
             if version != sys.version:
                 return ()
-            place, size, sources = next((verbs[word] for word in words if word in verbs), verbs[""])
-            owner = posix.stat(f"{HOME}/shim/main.py").st_uid  # whom the launcher has found to be root
-            for source in sources:
-                compare(owner, *source)
-            modules: Modules = marshal.loads(posix.pread(fd, size, place))
+            place, size = next((verbs[word] for word in words if word in verbs), verbs[""])
+            modules: Modules
+            sources, modules = marshal.loads(posix.pread(fd, size, place))
         finally:
             posix.close(fd)
+        owner = posix.stat(f"{HOME}/shim/main.py").st_uid  # whom the launcher has found to be root
+        for source in sources:
+            compare(owner, *source)
     except (OSError, ValueError, EOFError, TypeError, KeyError, Changed):
         return ()
     return modules

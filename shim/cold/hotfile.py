@@ -5,7 +5,7 @@
 Both are trusted like any source beside them: the same directory, root's alone. They must be made by the interpreter
 that will read them. `main.pyc` says which one that was, and of which main.py, in a place of its head that Python skips
 where it runs a script: the launcher compares.
-`hot` holds the size and mtime of every source, so that an edit is never shadowed.
+`hot` holds, for each verb, the size and mtime of every source and their code, so that an edit is never shadowed.
 """
 
 from __future__ import annotations
@@ -104,18 +104,18 @@ def imported(libdir: Path, top: str) -> tuple[Module, ...]:
 
 def make(libdir: Path) -> None:
     """Writes `libdir`/shim/hot and main.pyc, each whole or not at all."""
-    groups: dict[str, tuple[bytes, list[tuple[str, int, int]]]] = {}
+    groups: dict[str, bytes] = {}
     late = {VERBS[name] for name in LATE}
     for top in dict.fromkeys(VERBS.values()):
         beside = {name for name, *_ in imported(libdir, VERBS["create"])} if top in late else set()
         modules = tuple(one for one in imported(libdir, top) if one[0] not in beside)
         paths = ["shim/main.py", *(path for _, path, _, code in modules if code)]
         stats = [(path, (libdir / path).stat()) for path in paths]
-        groups[top] = marshal.dumps(modules), [(path, there.st_size, there.st_mtime_ns) for path, there in stats]
+        sources = [(path, there.st_size, there.st_mtime_ns) for path, there in stats]
+        groups[top] = marshal.dumps((sources, modules))
     # Places have one width in the head, so that its size does not change with them.
     size = len(head(groups, 1 << 30))
-    codes = b"".join(code for code, _ in groups.values())
-    replace(libdir / "shim/hot", b"%*d" % (START, size) + head(groups, START + size) + codes)
+    replace(libdir / "shim/hot", b"%*d" % (START, size) + head(groups, START + size) + b"".join(groups.values()))
 
     source = libdir / "shim/main.py"
     python = os.stat(sys.executable)
@@ -124,12 +124,12 @@ def make(libdir: Path) -> None:
     replace(source.with_suffix(".pyc"), MAGIC_NUMBER + stamp + marshal.dumps(compiled(source, "shim/main.py")))
 
 
-def head(groups: dict[str, tuple[bytes, list[tuple[str, int, int]]]], begin: int) -> bytes:
-    """The file's table, where the groups' codes begin at `begin`."""
+def head(groups: dict[str, bytes], begin: int) -> bytes:
+    """The file's table, where the groups begin at `begin`."""
     places = {}
-    for name, (codes, sources) in groups.items():
-        places[name] = (begin, len(codes), sources)
-        begin += len(codes)
+    for name, group in groups.items():
+        places[name] = (begin, len(group))
+        begin += len(group)
     return marshal.dumps((sys.version, {word: places[name] for word, name in VERBS.items()}), 1)  # 1: nothing shared
 
 

@@ -330,8 +330,10 @@ def test_hot_of_other_sources(tmp_path: Path) -> None:
     source.write_text("x = 1\n")
     there = source.stat()
     for size, expected in ((there.st_size, []), (there.st_size + 1, ["hot is older than shim/x.py"])):
-        head = marshal.dumps((sys.version, {"run": (0, 0, [("shim/x.py", size, there.st_mtime_ns)])}))
-        (tmp_path / "shim/hot").write_bytes(b"%8d" % len(head) + head)
+        group = marshal.dumps(([("shim/x.py", size, there.st_mtime_ns)], ()))
+        begin = 8 + len(marshal.dumps((sys.version, {"run": (0, len(group))}), 1))
+        head = marshal.dumps((sys.version, {"run": (begin, len(group))}), 1)
+        (tmp_path / "shim/hot").write_bytes(b"%8d" % len(head) + head + group)
         assert list(files._hot(str(tmp_path))) == expected
 
 

@@ -182,9 +182,13 @@ def _hot(home: str) -> Iterator[str]:
     """As shim/main.py compares."""
     with open(f"{home}/shim/hot", "rb") as file:
         version, verbs = marshal.loads(file.read(int(file.read(8))))
-    if version != sys.version:
-        yield "hot is of another interpreter"
-    sources = {source for _, _, listed in verbs.values() for source in listed}
+        if version != sys.version:
+            yield "hot is of another interpreter"
+            return
+        sources = set()
+        for place, size in set(verbs.values()):
+            file.seek(place)
+            sources.update(marshal.loads(file.read(size))[0])
     changed = sorted({path for path, size, mtime in sources if not _is_same(f"{home}/{path}", size, mtime)})
     if changed:
         yield f"hot is older than {', '.join(changed[:3])}" + (f" and {len(changed) - 3} more" if changed[3:] else "")

@@ -51,7 +51,6 @@ def run(call: Call, context: Context) -> int:
     facts.hosts = tuple(kernel.hosts_mount(state.hosts_path(root, container, kind)) for kind, data in lent if data)
     # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
     pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else {}
-    hooks = [facts.our_hook(root, container)] if any(pins.values()) else []
     admit = gate.Admitter(delegate)
     address = ""
     if locked.link:
@@ -59,11 +58,9 @@ def run(call: Call, context: Context) -> int:
         from shim.verbs import link  # and all that makes one: most networks are an engine's, or nobody's
 
         locked, address = link.lay(locked, chosen, config, asked, root, container)
-        hooks.append(facts.unlock_hook(state.lock_path(root, container), address))
-    if locked.plan:
-        hooks.append(facts.lock_hook(state.lock_path(root, container)))
     try:
-        made = plan.make(asked, ceiling, facts, admit, config.mode, hooks=tuple(hooks))
+        hooks = _hooks(facts, pins, locked.plan, address, root, container)
+        made = plan.make(asked, ceiling, facts, admit, config.mode, hooks=hooks)
         unseen = admit.unseen if config.mode != "audit" else ""
         if unseen and call.verb == "run" and delegate.kind == "runc":
             made = plan.with_last_look(made, facts.our_hook(root, container, kernel.FILTER), facts)
@@ -71,10 +68,7 @@ def run(call: Call, context: Context) -> int:
 
         record = {**_record(directory.path, config, chosen, made, pins), **told}
         record["network"] = locked.section
-        if address:
-            record["address"] = address
-        if unseen:
-            record["unseen"] = unseen
+        record.update({key: one for key, one in (("address", address), ("unseen", unseen)) if one})
         waits = bool(unseen) and call.verb == "create"
         state.claim(root, container, record, data, locked.plan, locked.hosts, waits, locked.resolver)
         entry.granted(audit.lowered(made), audit.objections(made, config.mode))
@@ -86,6 +80,16 @@ def run(call: Call, context: Context) -> int:
     finally:  # nothing was run
         if address:
             state.unlink(address)
+
+
+def _hooks(
+    facts: Facts, pins: dict[str, Any], steps: bytes, address: str, root: str, container: str
+) -> tuple[dict[str, Any], ...]:
+    """Those of ours: a look at what was mounted, the end of a network of ours, and what is done in any network."""
+    path = state.lock_path(root, container)
+    looks = [facts.our_hook(root, container)] if any(pins.values()) else []
+    ends = [facts.unlock_hook(path, address)] if address else []
+    return (*looks, *ends, *([facts.lock_hook(path)] if steps else ()))
 
 
 def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: dict[str, Any]) -> dict[str, Any]:

@@ -1,33 +1,26 @@
-"""What a network of ours costs: at a container's create and delete, to build beside others' ways, and per packet.
+"""What a network of ours costs: at a container's create and delete, and to build beside others' ways.
 
-Belongs here: the rows of the groups `networks` and `throughput`. Next door: `network_lab` makes hosts, containers and
-peers out of namespaces, `network_rivals` knows the others' ways, `traffic.c` sends.
-
-How packets are timed. Every host is the same: container, bridge, masquerade, wire, peer; both ends are pinned to a CPU
-each. A round trip is mostly two wake-ups, and a stream goes in segments of up to 64 KiB, as on any veth pair with its
-offloads on: so both say little of a rule's cost. The row that does is that of datagrams which nobody reads: all veth,
-bridge and rules runs on the sender's CPU. That they arrive, and by which grant, is asked of the kernel first.
+Belongs here: the rows of the group `networks`. Next door: `network_packets` has those of `throughput`, `network_lab`
+makes hosts, containers and peers out of namespaces, `network_rivals` knows the others' ways, `network_docker` Docker's.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from conformance.bench import place
+from conformance.bench import network_docker, place
 from conformance.bench.life import Contender, Failed, timed
-from conformance.bench.network_lab import FAR, PORT, Net, Ours, guest, hook_of, plain, section, tool, wire
+from conformance.bench.network_lab import CONFINED, EMPTY, OURS, Net, Ours, guest, hook_of, scratch, section
 from conformance.bench.network_rivals import NEEDS, Netavark, Plugins, Script, Way, found
 from conformance.bench.turns import AT_ONCE, QUIET, Bench, Row, Samples
 
 CROWD = 200
-# Contenders; the first is also the name of the mount namespace of all three
-OURS, CONFINED, EMPTY = "shim-cell", "shim-confined", "shim-open"
+OFTEN = 4  # 3 ms of a create that varies by 10: many rounds, else no interval is on one side of the limit
 LINKS = Path("/run/bench-links")
 NAMES = {
     OURS: "agentshim, isolated",
@@ -37,24 +30,20 @@ NAMES = {
     "netavark": "netavark",
     "cni": "CNI bridge, firewall, portmap",
     "script": "`ip -batch` + `nft -f`",
+    "docker-cell": "agentshim, isolated, in dockerd",
+    "docker-open": "agentshim, empty network, in dockerd",
+    "docker-bridge": "runc, Docker's bridge",
+    "docker-none": "runc, empty network, in dockerd",
+    "isolated network": "isolated network",
+    "Docker's bridge": "Docker's bridge",
     "plain": "veth bridge, no filter",
+    "docker": "Docker's bridge",
     "ten": "10 grants",
     "thousand": "1,000 grants",
     "tenth": "10 networks granted",
     "ranges": "1,000 networks granted",
 }
 AGAINST = {"netavark": 0.1, "cni": None, "script": None}  # the greatest ratio of ours to each
-# What is sent -> title, how much of it (MiB, round trips, datagrams), unit, limit against the bridge without a filter
-TRAFFIC: dict[str, tuple[str, int, str, float | None]] = {
-    "push": ("{} MiB sent by TCP", 1024, "x", 1.05),
-    "fetch": ("{} MiB received by TCP", 1024, "x", 1.05),
-    "tcp": ("round trip, TCP", 10_000, "ns", 1.05),
-    "udp": ("round trip, UDP", 10_000, "ns", 1.05),
-    "hole": ("datagram, one way", 200_000, "ns", None),
-}
-GRANTS = ("udp", "hole")  # with which 1,000 grants are compared with 10
-# "No more": less than what two runs of the same differ by
-NO_MORE = 1.03
 
 
 def contenders(where: place.Place, ours: Contender, delegate: str) -> dict[str, Contender]:
@@ -86,7 +75,13 @@ def contenders(where: place.Place, ours: Contender, delegate: str) -> dict[str, 
 
 def absent() -> list[str]:
     """What cannot be compared here, and which package would bring it: lines for the table."""
-    why = {"netavark": "netavark", "cni": "CNI", "script": "anyone (nor ours)", "iptables": "netavark and CNI"}
+    why = {
+        "netavark": "netavark",
+        "cni": "CNI",
+        "script": "anyone (nor ours)",
+        "iptables": "netavark, CNI and Docker's bridge",
+        "dockerd": "Docker's bridge",
+    }
     return [f"against {why[name]}: install the package {NEEDS[name][1]}" for name in NEEDS if found(name) is None]
 
 
@@ -94,7 +89,7 @@ def absent() -> list[str]:
 
 
 def networks(bench: Bench) -> Iterator[Row]:
-    """create and delete, the building alone beside others' ways, and a crowd."""
+    """create and delete, the building alone beside others' ways, a crowd, and under dockerd beside its bridge."""
     if not found("script"):
         return
     host = Net()
@@ -103,6 +98,8 @@ def networks(bench: Bench) -> Iterator[Row]:
     yield from _built(bench)
     with host.inside():
         yield from _crowd(bench, host)
+        if network_docker.possible():
+            yield from network_docker.started(bench)
     host.close()
 
 
@@ -120,7 +117,7 @@ def _created(bench: Bench) -> Iterator[Row]:
         finally:
             container.discard()
 
-    samples = bench.interleave({name: partial(one, name) for name in deletes}, bench.rounds, QUIET)
+    samples = bench.interleave({name: partial(one, name) for name in deletes}, bench.rounds * OFTEN, QUIET)
     ends = {name: deletes[name][1:] for name in samples}
     for name, what in ((OURS, "isolated network"), (CONFINED, "network filtered in place")):
         yield from bench.row("networks", f"`create`, {what}", samples, name, EMPTY, 3, "ms")
@@ -148,7 +145,7 @@ def _crowd(bench: Bench, host: Net) -> Iterator[Row]:
 def _built(bench: Bench) -> Iterator[Row]:
     """Networks for namespaces that are there: what an engine waits for, from the start of the program to its end."""
     bench.where.enter(OURS)
-    with _folder() as folder, ExitStack() as stack:
+    with scratch() as folder, ExitStack() as stack:
         ways = _ways(bench, folder)
         for way in ways.values():
             stack.callback(way.net.close)
@@ -189,103 +186,3 @@ def _turns(bench: Bench, ways: Mapping[str, Way], published: bool) -> Iterator[R
         for name, limit in AGAINST.items():
             if name in samples:
                 yield from bench.row("networks", title + port, taken, "hook", name, limit)
-
-
-# Packets
-
-
-class World:
-    """A host, a container behind it that is called the near end, and a peer with the far end of `traffic`."""
-
-    def __init__(self, bench: Bench, folder: Path, name: str, stack: ExitStack) -> None:
-        self.program = folder / "traffic"
-        self.near = stack.enter_context(guest())
-        net = self._host(bench, folder / name, name)
-        stack.callback(net.close)
-        self.far = wire(net)
-        stack.callback(self.far.close)
-        with self.far.inside():
-            server = subprocess.Popen([self.program, "serve", str(PORT)], stdout=subprocess.PIPE)
-        stack.callback(_ended, server)
-        if server.stdout is None or server.stdout.readline() != b"ready\n":
-            raise Failed("traffic serve: it does not listen")
-
-    def _host(self, bench: Bench, folder: Path, name: str) -> Net:
-        if name == "plain":
-            net = Net()
-            plain(net, self.near)
-            return net
-        grants = section(10 if name in ("ten", "tenth") else 1000, wide=name in ("tenth", "ranges"))
-        ours = Ours(hook_of(bench.library), folder, grants)
-        with ours.net.inside():
-            ours.join(self.near)[0]()
-        return ours.net
-
-    def send(self, mode: str, amount: int) -> float:
-        """What `traffic` says: ns."""
-        with self.near.inside():
-            return float(tool(str(self.program), mode, FAR, str(PORT), str(amount)))
-
-    def arrived(self) -> int:
-        """Packets that the peer's sockets have been given, whether they took them or not."""
-        lines = self.far.run("cat", "/proc/net/snmp").splitlines()
-        names, values = (line.split() for line in lines if line.startswith("Ip:"))
-        return int(dict(zip(names, values, strict=True))["InDelivers"])
-
-
-def throughput(bench: Bench) -> Iterator[Row]:
-    """Streams, round trips and datagrams through our bridge and both locks, and through a bridge without a filter."""
-    if not found("script"):
-        return
-    bench.where.enter(OURS)
-    with _folder() as folder, ExitStack() as stack:
-        _build(folder)
-        worlds = {name: World(bench, folder, name, stack) for name in ("plain", "ten", "thousand", "tenth", "ranges")}
-        _check(worlds)
-        small = 10 if bench.rounds < 10 else 1
-        for mode, (title, amount, unit, limit) in TRAFFIC.items():
-            amount //= small
-            per = 1e6 if unit == "x" else 1.0  # a stream's row is in ms
-
-            def one(world: World, mode: str = mode, amount: int = amount, per: float = per) -> float:
-                return world.send(mode, amount) / per
-
-            compared = worlds if mode in GRANTS else {name: worlds[name] for name in ("plain", "ten")}
-            samples = bench.interleave({name: partial(one, world) for name, world in compared.items()}, bench.rounds)
-            title = title.format(amount)
-            yield from bench.row("throughput", title, samples, "ten", "plain", limit, unit)
-            if mode in GRANTS:
-                yield from bench.row("throughput", title, samples, "thousand", "ten", NO_MORE, unit)
-                yield from bench.row("throughput", title, samples, "ranges", "tenth", None, unit)
-
-
-def _check(worlds: Mapping[str, World]) -> None:
-    """That we measure what we say: datagrams arrive, and by a grant where there is a lock."""
-    for name, world in worlds.items():
-        before = world.arrived()
-        world.send("hole", 1000)
-        if world.arrived() - before < 1000:
-            raise Failed(f"{name}: {world.arrived() - before} of 1,000 datagrams arrive")
-        with world.near.inside():
-            rules = tool("nft", "list", "ruleset")
-        if (f"udp . {FAR} . {PORT + 8} counter packets 1000" in rules) == (name == "plain"):
-            raise Failed(f"{name}: the lock does not tell of 1,000 datagrams: {rules[:200]}")
-
-
-def _build(folder: Path) -> None:
-    source = Path(__file__).with_name("traffic.c")
-    tool("cc", "-O2", "-o", str(folder / "traffic"), str(source))
-
-
-def _ended(server: subprocess.Popen[bytes]) -> None:
-    server.kill()
-    server.communicate()
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """Ours alone: /run is."""
-    folder = Path("/run/bench-networks")
-    tool("rm", "-rf", str(folder))
-    folder.mkdir(mode=0o700)
-    yield folder

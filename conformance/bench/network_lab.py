@@ -26,6 +26,8 @@ from shim.cold import net_up
 CLONE_NEWNET = 0x40000000
 BUSYBOX = "/bin/busybox"
 HERE = "/proc/thread-self/ns/net"
+# agentshim's contenders; the first is also the name of the mount namespace of all three
+OURS, CONFINED, EMPTY = "shim-cell", "shim-confined", "shim-open"
 NAME = "bench"  # of the profile: the bridge is as-bench
 DIGEST = "sha256:" + "be" * 32
 FAR, FAR_HOST = "198.51.100.2", "198.51.100.1"  # a peer, and the host's address on its wire
@@ -78,13 +80,12 @@ class Net:
         os.close(self.fd)
 
 
-class Guest:
-    """A process that sleeps in a network namespace of its own, lo down, as a container's init is found by the hook."""
+class Member:
+    """A process that has a network namespace of its own: a container's."""
 
-    def __init__(self) -> None:
-        with _unshared():
-            self.pid = os.posix_spawn(BUSYBOX, ["sleep", "3600"], {})
-        self.path = f"/proc/{self.pid}/ns/net"
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.path = f"/proc/{pid}/ns/net"
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -93,6 +94,14 @@ class Guest:
             _setns(there)
             os.close(there)
             yield
+
+
+class Guest(Member):
+    """One of ours: it sleeps, lo down, as a container's init is found by the hook."""
+
+    def __init__(self) -> None:
+        with _unshared():
+            super().__init__(os.posix_spawn(BUSYBOX, ["sleep", "3600"], {}))
 
     def close(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -142,6 +151,15 @@ def guest() -> Iterator[Guest]:
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory of ours alone: /run is."""
+    made = Path("/run/bench-networks")
+    tool("rm", "-rf", str(made))
+    made.mkdir(mode=0o700)
+    yield made
 
 
 # Hosts

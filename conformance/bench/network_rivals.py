@@ -26,6 +26,7 @@ NEEDS = {
     "cni": ((str(CNI / "bridge"), "/opt/cni/bin/bridge"), "containernetworking-plugins"),
     "script": (("/usr/sbin/nft", "/sbin/nft"), "nftables"),
     "iptables": (("/usr/sbin/iptables", "/sbin/iptables"), "iptables"),
+    "dockerd": (("/usr/sbin/dockerd", "/usr/bin/dockerd"), "docker.io"),
 }
 ADDRESS, PROTOCOL = PUBLISHED[0], PUBLISHED[3]
 OUTSIDE, INSIDE = PUBLISHED[1:3]

@@ -10,8 +10,10 @@ import subprocess
 from pathlib import Path
 
 from conformance.bench.imports import stale
+from conformance.bench.network_rivals import found
 from conformance.bench.turns import Bench, Row
 
+BR_NETFILTER = Path("/proc/sys/net/bridge")
 NAMES = {
     "shim": "agentshim (runc)",
     "runc": "runc, Docker's bundle",
@@ -41,6 +43,7 @@ def header(bench: Bench, options: argparse.Namespace) -> str:
         "libseccomp": _libseccomp(),
         "python": f"{_version(options.python)}, {_byte_code(options.library)}",
         "agentshim": bench.cast["shim"].program,
+        "networks": _networks(),
         "rounds": f"{bench.rounds}, seed {bench.seed}, bundles and root file system on tmpfs",
     }
     return "\n".join(f"- {key}: {value}" for key, value in facts.items())
@@ -83,6 +86,12 @@ def _amount(value: float, unit: str) -> str:
 def _version(program: str) -> str:
     done = subprocess.run([program, "--version"], capture_output=True, text=True)
     return (done.stdout or done.stderr or "unknown\n").splitlines()[0]
+
+
+def _networks() -> str:
+    """The rivals that say who they are; and br_netfilter, by which every bridge runs the rules for IP, too."""
+    there = [_version(program) for name in ("netavark", "dockerd") if (program := found(name))]
+    return ", ".join([*there, "br_netfilter " + ("at work" if BR_NETFILTER.is_dir() else "absent")])
 
 
 def _byte_code(library: Path) -> str:

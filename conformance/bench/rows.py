@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from conformance.bench import docker, network, place, seccomp
+from conformance.bench import docker, network, network_lab, network_packets, place, seccomp
 from conformance.bench.calls import arguments
 from conformance.bench.life import Container, Failed, timed
 from conformance.bench.turns import AT_ONCE, QUIET, Bench, Row, Samples
@@ -66,7 +66,7 @@ def _lives(bench: Bench, where: str) -> Iterator[Row]:
             container.discard()
             raise
 
-    apart = {network.OURS, network.CONFINED, network.EMPTY}
+    apart = {network_lab.OURS, network_lab.CONFINED, network_lab.EMPTY}
     for how, title in (("run", "life, `run`"), ("engine", "life, `create` … `delete`")):
         # Configurations in turn would measure compiling them: those with a network have groups of their own.
         tasks = {name: partial(one, name, how) for name in bench.cast if name not in apart}
@@ -158,7 +158,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "updates": updates,
     "seccomp": seccomp.seccomp,
     "networks": network.networks,
-    "throughput": network.throughput,
+    "throughput": network_packets.throughput,
 }
 
 

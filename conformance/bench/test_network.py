@@ -7,10 +7,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from conformance.bench import moby, network, network_lab, network_rivals, report, rows
+from conformance.bench import (
+    moby,
+    network,
+    network_docker,
+    network_lab,
+    network_packets,
+    network_rivals,
+    place,
+    report,
+    rows,
+    turns,
+)
+from conformance.bench.network_lab import CONFINED, EMPTY, OURS
 from hooks import host_rules, lock
 
 
@@ -34,23 +47,53 @@ def _elements(text: str) -> list[str]:
 
 def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(network_rivals.NEEDS, "netavark", (("/no/such/netavark",), "netavark"))
-    assert any("netavark" in line and "install the package" in line for line in network.absent())
+    monkeypatch.setitem(network_rivals.NEEDS, "dockerd", (("/no/such/dockerd",), "docker.io"))
+    assert "against netavark: install the package netavark" in network.absent()
+    assert "against Docker's bridge: install the package docker.io" in network.absent()
+    assert not network_docker.possible()
 
 
 def test_every_contender_has_a_name_in_the_table() -> None:
     told = {**report.NAMES, **network.NAMES}
-    assert {
-        network.OURS,
-        network.EMPTY,
-        "hook",
-        "plain",
-        "ten",
-        "thousand",
-        "tenth",
-        "ranges",
-        *network.AGAINST,
-    } <= told.keys()
+    packets = {name for row in (*network_packets.COMPARED, *network_packets.PER_PACKET) for name in row[:2]}
+    docker = {*network_docker.WAYS, *network_docker.PAIRS}
+    assert {OURS, CONFINED, EMPTY, "hook", *network.AGAINST, *packets, *docker} <= told.keys()
     assert {"networks", "throughput"} <= rows.GROUPS.keys()
+
+
+class Told:
+    """A container whose calls take as long as it is told: ms."""
+
+    def __init__(self, create: float, delete: float) -> None:
+        self.create, self.delete = (lambda: create), (lambda: delete)
+
+    def start(self) -> None: ...
+
+    wait = discard = start
+
+
+def test_a_network_that_costs_more_than_its_limit_is_told_as_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {OURS: Told(43.5, 4.5), CONFINED: Told(42.5, 6.0), EMPTY: Told(40.0, 4.0)}
+    bench = turns.Bench(cast("place.Place", None), {}, {}, 3, 1, "", Path())
+    monkeypatch.setattr(bench, "fresh", took.__getitem__)
+    monkeypatch.setattr(network, "timed", lambda action: action())
+    monkeypatch.setattr(network, "QUIET", 0)
+    monkeypatch.setattr(report, "NAMES", network.NAMES)
+    lines = report.table(list(network._created(bench))).splitlines()
+    held = {line.split(" | ")[0].strip("| "): line.split(" | ")[7:9] for line in lines}
+    assert held["`create`, isolated network"] == ["≤ +3.0 ms", "no"]
+    assert held["`delete`, isolated network"] == ["≤ +1.0 ms", "yes"]
+    assert held["`create`, network filtered in place"] == ["≤ +3.0 ms", "yes"]
+    assert held["`delete`, network filtered in place"] == ["≤ +1.0 ms", "no"]
+
+
+def test_what_networks_add_is_taken_round_by_round() -> None:
+    samples = {"docker-cell": [9.0, 7.0], "docker-open": [5.0, 6.0], "docker-bridge": [1.0, 1.0]}
+    assert network_docker._added(samples) == {"isolated network": [4.0, 1.0]}
+
+
+def test_a_host_that_failed_once_is_in_no_row() -> None:
+    assert network_packets._joined([{"ten": [1.0], "plain": [2.0]}, {"ten": [3.0]}]) == {"ten": [1.0, 3.0]}
 
 
 def test_every_way_builds_a_network_and_takes_it_back(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
    killed. `traffic MODE ADDRESS PORT AMOUNT` prints nanoseconds:
 
        push    of sending AMOUNT MiB by TCP, until the far end has read all     fetch   of reading as much
-       tcp, udp   a round trip of one byte, AMOUNT of them in ten turns, that of the quickest turn: what another
-                  program takes of this CPU is not ours
+       tcp, udp   a round trip of one byte, AMOUNT of them in twenty turns, that of the quickest turn: what
+                  another program takes of this CPU is not ours
        hole    a datagram to a socket that nobody reads, counted in the same way. veth and bridge do their work on the
                sender's CPU, so this is what a packet costs in all; of a socket that is read, most is waking up. Each
                BURST of them is followed by one round trip, so that none is left behind, or dropped from a queue
@@ -23,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PUSH, FETCH, TCP, UDP, HOLE, MODES, TURNS = 10, CHUNK = 128 << 10, SECONDS = 5, BURST = 500 };
+enum { PUSH, FETCH, TCP, UDP, HOLE, MODES, TURNS = 20, CHUNK = 128 << 10, SECONDS = 5, BURST = 500 };
 
 static const char *const NAMES[MODES] = { "push", "fetch", "tcp", "udp", "hole" };
 static char buffer[CHUNK];

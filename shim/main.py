@@ -89,7 +89,7 @@ def late(group: str) -> None:
     """What only some calls of a verb import, when it turns out that this one does; a second time it costs nothing."""
     if group not in brought:
         brought.append(group)
-        load(hot([group]))
+        load(hot([f"\0{group}"]))  # no word of a call's
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 START = 8  # characters of the head's length, in decimal
-# The verb, as a call spells it, and the module that decides it; '' is any other call. The last three are no verbs: what
-# `create` needs for a network of ours, for one whose plan is made anew, and for one with names.
+# The verb, as a call spells it, and the module that decides it; '' is any other call. The last three are no words of a
+# call: what `create` needs for a network of ours, for one whose plan is made anew, and for one with names.
 VERBS = {
     "create": "shim.verbs.create",
     "run": "shim.verbs.create",
@@ -33,11 +33,11 @@ VERBS = {
     "update": "shim.verbs.update",
     "hook": "shim.verbs.hook",
     "": "shim.verbs.passed",
-    "link": "shim.verbs.link",
-    "steps": "shim.verbs.steps",
-    "names": "shim.names",
+    "\0link": "shim.verbs.link",
+    "\0steps": "shim.verbs.steps",
+    "\0names": "shim.names",
 }
-LATE = ("link", "steps", "names")  # loaded beside `create`: without its modules
+LATE = ("\0link", "\0steps", "\0names")  # loaded beside `create`: without its modules
 PACKAGES = ("shim", "hooks")
 # Of the interpreter's own, some builds have this one in a file: found here, its place need not be searched for.
 EXTENSIONS = ("_json",)

@@ -118,3 +118,10 @@ def test_main_is_run_from_byte_code_of_this_interpreter(tree: Path) -> None:
     assert struct.unpack("=III", made[4:16]) == tuple(word & 0xFFFFFFFF for word in words)
     done = start(tree, script="main.pyc")
     assert done.stderr.startswith("argv: id: asked a/b")
+
+
+@pytest.mark.parametrize("word", ["link", "steps", "names"])
+def test_no_word_of_a_call_is_a_late_group(tree: Path, word: str) -> None:
+    """It has none of what it is loaded beside."""
+    told = start(tree, verb=word)
+    assert "Traceback" not in told.stderr and loaded(tree, verb=word) == []

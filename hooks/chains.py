@@ -6,6 +6,10 @@ the transaction; `nft` the expressions. Words are expressions, a rule is words o
 A flow has an original direction and a reply direction; conntrack tells which. Outbound flows are looked up by the far
 address and port, inbound flows by our port, in both directions alike, as they lie in the packet at these hooks: behind
 a DNAT on the way out, before it is taken back on the way in. For ICMP errors conntrack says whose flow they are about.
+
+Options of IPv4 and routing headers of IPv6 lead a packet on from the address that was looked up. A socket takes
+segments from anybody, and on older kernels routes too. Packets that have any are refused, on lo as well; they are no
+peer's, so they are not counted.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ HARD6 = (
 
 
 RTN_LOCAL = 2
+ROUTING = 43  # the extension header that says where a packet goes next
 
 
 def _native(value: int) -> bytes:
@@ -53,6 +58,9 @@ TCP, UDP = (meta(nft.L4PROTO) + compared(bytes((number,))) for number in (6, 17)
 RESET = payload(TRANSPORT, 13, 1) + masked(b"\4") + compared(b"\4")
 OUT_LO, IN_LO = (meta(key) + compared(_native(1)) for key in (nft.OIF, nft.IIF))
 INVALID, RELATED, NEW = _state(nft.INVALID), _state(nft.RELATED), _state(nft.NEW)
+HERE4, HERE6 = (meta(nft.NFPROTO) + compared(bytes((number,))) for number in (2, 10))
+LED_ON4 = HERE4 + payload(NETWORK, 0, 1) + masked(b"\x0f") + compared(b"\5", nft.UNEQUAL)
+LED_ON6 = HERE6 + nft.extended(ROUTING) + compared(b"\1")
 FIRST_WAY, WAY_BACK = (ct(nft.DIRECTION) + compared(bytes((side,))) for side in (ORIGINAL, REPLY))
 _L4 = meta(nft.L4PROTO)
 _FLOW = ct(nft.PROTOCOL, 1)
@@ -106,9 +114,11 @@ def rules(six: bool, dns: bool, icmp: bool) -> Rules:
     may be asked; `icmp`: echo in and out.
     """
     v4 = family4()
-    chains: Rules = {"deny": _deny(v4), "output": [], "input": [], "forward": []}
-    chains["output"] = [*_resolver(v4, dns), OUT_LO + ACCEPT, INVALID + DROP]
-    chains["input"] = [IN_LO + ACCEPT, INVALID + DROP]
+    refusal = [TCP + nft.reject_reset(), nft.reject_prohibited()]
+    chains: Rules = {"led_on": refusal, "deny": _deny(v4), "output": [], "input": [], "forward": [DROP]}
+    led_on = [rule + nft.verdict(nft.GOTO, "led_on") for rule in (LED_ON4, LED_ON6)]
+    chains["output"] = [*led_on, *_resolver(v4, dns), OUT_LO + ACCEPT, INVALID + DROP]
+    chains["input"] = [IN_LO + ACCEPT, LED_ON4 + DROP, LED_ON6 + DROP, INVALID + DROP]
     if six:
         _open6(chains, icmp)
     else:
@@ -145,10 +155,9 @@ def _open6(chains: Rules, icmp: bool) -> None:
 
 
 def _shut6(chains: Rules) -> None:
-    here = meta(nft.NFPROTO) + compared(b"\x0a")
     chains["shut6"] = [nft.counter(), TCP + nft.reject_reset(), nft.reject_prohibited()]
-    chains["output"].append(here + nft.verdict(nft.GOTO, "shut6"))
-    chains["input"].append(here + nft.counter() + DROP)
+    chains["output"].append(HERE6 + nft.verdict(nft.GOTO, "shut6"))
+    chains["input"].append(HERE6 + nft.counter() + DROP)
 
 
 def _output(family: Family, icmp: bool) -> list[bytes]:

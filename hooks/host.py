@@ -52,12 +52,12 @@ def enter(
     port: Port,
     tag: str,
     pinned: Iterable[tuple[str, str, int, int]] = (),
-    services: Iterable[tuple[str, int, int]] = (),
+    services: Iterable[tuple[str, str, int, int]] = (),
 ) -> Step:
     """A container comes in: all its elements, or none. EEXIST where one of them is there: an address that is in use.
 
     `pinned`: (protocol, address, first port, last port), what names led to; IPv6 is left out, it is shut. `services`:
-    (protocol, first, last port) of the host, at the gateway. Invalid on what is none of these.
+    the same of the host's own addresses, its gateway among them. Invalid on what is none of these.
     """
     every = entries(port, tag, pinned, services)
     told = f"{dotted(port.address)} at {host_end(port.address)}, policy {tag}: {len(every)} elements"
@@ -92,7 +92,7 @@ def entries(
     port: Port,
     tag: str,
     pinned: Iterable[tuple[str, str, int, int]],
-    services: Iterable[tuple[str, int, int]],
+    services: Iterable[tuple[str, str, int, int]],
 ) -> list[Entry]:
     """The elements of one container, but for its doors."""
     here = port.address
@@ -103,8 +103,7 @@ def entries(
     ]
     for (number, far), ports in _merged(pinned).items():
         every += [_ranged("pinned", *(FLOW_KEY.pack(here, number, far, one) for one in ends)) for ends in ports]
-    at_gateway = ((protocol, dotted(port.gateway), first, last) for protocol, first, last in services)
-    for (number, far), ports in _merged(at_gateway).items():
+    for (number, far), ports in _merged(services).items():
         every += [_ranged("services", *(SERVICE_KEY.pack(here, far, number, one) for one in ends)) for ends in ports]
     return list(dict.fromkeys(every))
 

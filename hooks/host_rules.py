@@ -165,7 +165,9 @@ def _host(bare: str) -> dict[str, list[str]]:
             f"{bare} drop",
             _SERVED_FROM,
             "ct direction reply goto deny",
+            "ip daddr 127.0.0.0/8 goto deny",  # grantable to nobody: route_localnet lets it in where doors are
             *(f"ip saddr . ip daddr . meta l4proto . th dport @{name} accept" for name in services),
+            f"{_TO} @leased accept",
             "goto deny",
         ],
         "output": [f"type filter hook output {_FILTER}", 'oifname "as-*" goto from_host'],
@@ -174,6 +176,7 @@ def _host(bare: str) -> dict[str, list[str]]:
             "ct state related tcp flags & rst == rst accept",  # only the kernel's own: it answers what we reject
             *_ERRORS,
             *(f"ct direction reply ip daddr . ip saddr . meta l4proto . th sport @{name} accept" for name in services),
+            f"ct direction reply {_FROM} @leased accept",
             _SERVED_TO,
             "goto deny",
         ],

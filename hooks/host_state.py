@@ -5,7 +5,8 @@ the kernel's side; shim/cold/net_up.py makes, repairs and removes.
 
     .lock                       held while rules and bridges are changed
     .rules                      the rules' fingerprint, a digest of their text, the tags of the policies in them
-    PROFILE/bridge.json         name, number, gateway and subnet of the bridge; the tag of the policy of today
+    PROFILE/bridge.json         name, number, gateway and subnet of the bridge; the tag of the policy of today; what was
+                                seen of Docker's chain
     PROFILE/TAG.nft             chains and sets of a policy, for nft
     PROFILE/TAG.learned         the names that a policy lets containers ask for, where it does
     PROFILE/dnsmasq.conf        what answers them; PROFILE/resolver: its process, its start, a digest of its file
@@ -22,8 +23,9 @@ from __future__ import annotations
 
 import fcntl
 import posix
+import sys
 
-from hooks import fingerprint, labels
+from hooks import fingerprint, labels, nft_read
 from shim import hostpaths, wire
 from shim.errors import HostError, ShimError, reason
 
@@ -31,7 +33,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    Bridge = dict[str, Any]  # profile, bridge, index, gateway, prefix, tag, published
+    from hooks.netlink import Socket
+
+    Bridge = dict[str, Any]  # profile, bridge, index, gateway, prefix, tag, published, docker
 
 DIRECTORY = "/run/agentshim/net"
 INTERFACES = "/proc/sys/net/ipv4/conf"  # of the reader's own network namespace
@@ -39,6 +43,9 @@ LOOK = 2  # addresses that one start looks at: bounds what it pays for others
 LOCK, RULES, BRIDGE, ADDRESSES, LEASED = ".lock", ".rules", "bridge.json", "addresses", ".leased"
 RESOLVER, PLAN = "resolver", "plan"
 MOST_BYTES = 1 << 21  # of a template: a plan, and its places
+DOCKER_USER = nft_read.chain_named(nft_read.IP, "filter", "DOCKER-USER")  # iptables-nft's
+LEGACY = "/proc/net/ip_tables_names"  # the tables of iptables-legacy in the reader's own network namespace
+IFREQ, GET_FLAGS, UP = 40, 0x8913, 1  # netdevice(7)
 
 
 def bridge(directory: str, profile: str) -> Bridge | None:
@@ -50,9 +57,9 @@ def bridge(directory: str, profile: str) -> Bridge | None:
     return told if isinstance(told, dict) and told.get("index") else None
 
 
-def ready(directory: str, profile: str, digest: str, dump: fingerprint.Dump) -> Bridge | None:
-    """The bridge of a profile where containers may be put on it: its policy is loaded, and nobody has changed a rule.
-    None: call shim.cold.net_up.up. `dump`: of a netfilter socket in the host's network namespace.
+def ready(directory: str, profile: str, digest: str, kernel: Socket) -> Bridge | None:
+    """The bridge of a profile where containers may be put on it: its policy is loaded, nobody has changed a rule, and
+    it carries packets. None: call shim.cold.net_up.up. `kernel`: netfilter, in the host's network namespace.
     """
     found = bridge(directory, profile)
     kept, _, tags = rules(directory)
@@ -61,18 +68,43 @@ def ready(directory: str, profile: str, digest: str, dump: fingerprint.Dump) -> 
         return None
     if found.get("learned") and not resolver(directory, profile)[0]:
         return None
-    there = hostpaths.exists(f"{INTERFACES}/{found['bridge']}")
-    return found if there and fingerprint.intact(dump, kept) else None
+    if not carries(kernel, found["bridge"]) or docker(kernel) != found.get("docker"):
+        return None
+    return found if fingerprint.intact(kernel.dump, kept) else None
+
+
+def carries(kernel: Socket, name: str) -> bool:
+    """Whether a bridge is there, is up, and forwards: who turns off net.ipv4.ip_forward turns this off with it."""
+    try:
+        told = fcntl.ioctl(kernel, GET_FLAGS, name.encode().ljust(IFREQ, b"\0"))
+        return (
+            bool(int.from_bytes(told[16:18], sys.byteorder) & UP) and read(f"{INTERFACES}/{name}/forwarding") == b"1\n"
+        )
+    except OSError:
+        return False
+
+
+def docker(kernel: Socket) -> str:
+    """What is seen of the chain in which Docker's rules leave our bridges to us (shim/cold/net_others): another text
+    where Docker has begun to drop, or somebody has flushed the chain, or its number of rules is another. Of
+    iptables-legacy only which tables it has.
+    """
+    try:
+        chain = "{} {}".format(*nft_read.chain_state(kernel.get(DOCKER_USER)))
+    except FileNotFoundError:
+        chain = ""
+    try:
+        return chain + read(LEGACY).decode()
+    except OSError:
+        return chain
 
 
 def resolver(directory: str, profile: str) -> tuple[int, str]:
     """(process, digest of its configuration) of the resolver of a profile; 0 where it has ended, or none was there."""
     try:
         pid, begun, digest = read(f"{directory}/{profile}/{RESOLVER}").decode("ascii").split()
-        told = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-        lives = told[0] not in (b"Z", b"X") and int(told[19]) == int(begun)
-        return (int(pid) if lives else 0), digest
-    except (OSError, ValueError, IndexError):
+        return (int(pid) if started(pid) == int(begun) != 0 and not is_over(pid) else 0), digest
+    except (OSError, ValueError):
         return 0, ""
 
 
@@ -226,6 +258,14 @@ def started(pid: str) -> int:
         return int(read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
     except (OSError, IndexError):
         return 0
+
+
+def is_over(pid: str) -> bool:
+    """Whether a process is gone, or is one that nobody has waited for yet."""
+    try:
+        return read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (OSError, IndexError):
+        return True
 
 
 def _write(path: str, data: bytes) -> None:

@@ -134,6 +134,18 @@ class Socket:
                 left -= 1
         self._nothing_more()
 
+    def fileno(self) -> int:
+        """The descriptor, for ioctl."""
+        return int(self._socket.fileno())
+
+    def get(self, request: bytes) -> bytes:
+        """The payload of the one message that answers a request which wants no acknowledgement."""
+        self._socket.send(request)
+        ((kind, _, _, payload),) = messages(self._received())
+        if kind == ERROR:
+            _acknowledged(kind, payload)
+        return payload
+
     def dump(self, request: bytes) -> list[bytes]:
         """The payload of every message of an answer in many parts; asked again where it changed on the way."""
         while True:

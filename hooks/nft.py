@@ -184,6 +184,11 @@ def payload(base: int, offset: int, length: int, register: int = 1) -> bytes:
     return _expression("payload", u32(1, register), u32(2, base), u32(3, offset), u32(4, length))
 
 
+def extended(header: int, register: int = 1) -> bytes:
+    """Load whether an IPv6 packet has an extension header, by its number: 1 or 0; the rule ends here for any other."""
+    return _expression("exthdr", u32(1, register), attribute(2, bytes((header,))), *_PRESENCE)
+
+
 def masked(mask: bytes, register: int = 1) -> bytes:
     """The register, and only these bits of it."""
     size = len(mask)
@@ -227,4 +232,5 @@ def reject_prohibited() -> bytes:
     return _expression("reject", u32(1, 2), attribute(2, b"\3"))
 
 
+_PRESENCE = u32(3, 0), u32(4, 1), u32(5, 1)  # offset, length, NFT_EXTHDR_F_PRESENT
 _COUNTER_OF_SET = nested(17, text(1, "counter"), nested(2))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     Element = tuple[bytes, bytes, int, int, int, int]  # key, last key, timeout ms, expires ms, packets, bytes
 
 SUBSYSTEM = 10 << 8
-GETTABLE, GETRULE, GETSETELEM = 1, 7, 13
-INET, ARP, BRIDGE = 1, 3, 7  # families; 0 in a request for a dump: all of them
+GETTABLE, GETCHAIN, GETRULE, GETSETELEM = 1, 4, 7, 13
+INET, IP, ARP, BRIDGE = 1, 2, 3, 7  # families; 0 in a request for a dump: all of them
 
 NFNETLINK = Struct(">BBH")  # family, version, resource
 _SIZE = NFNETLINK.size
@@ -31,6 +31,11 @@ def list_elements(table: str, name: str, family: int = INET) -> bytes:
 def list_rules(table: str, family: int) -> bytes:
     """The request for a dump of a table's rules; there are none where there is no table."""
     return message(SUBSYSTEM | GETRULE, DUMP, NFNETLINK.pack(family, 0, 0) + text(1, table))
+
+
+def chain_named(family: int, table: str, name: str) -> bytes:
+    """The request for one chain: for `netlink.Socket.get`; ENOENT where it is not there."""
+    return message(SUBSYSTEM | GETCHAIN, 0, NFNETLINK.pack(family, 0, 0) + text(1, table) + text(3, name))
 
 
 def list_tables(family: int) -> bytes:
@@ -65,6 +70,12 @@ def entries(payloads: Iterable[bytes]) -> dict[tuple[bytes, bytes], bytes]:
 def bodies(payloads: Iterable[bytes]) -> list[tuple[int, bytes]]:
     """(family, what is said) without the rest of the heads: they hold the number of the last change of any table."""
     return [(payload[0], payload[_SIZE:]) for payload in payloads]
+
+
+def chain_state(payload: bytes) -> tuple[int, int]:
+    """(handle, how many rules it has and how many jump to it) of the answer to `chain_named`."""
+    fields = dict(attributes(payload[_SIZE:]))
+    return number(fields[2]), number(fields[6])
 
 
 def chain_of(body: bytes) -> str:

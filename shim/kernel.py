@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from shim.lattice import Spec
 
 FILTER = "filter"
+NARROW = 8  # bits that a route has in common with an address, if it is to say whose that is
+RTF_HERE = 0x80100000  # linux/ipv6_route.h: RTF_LOCAL, RTF_ANYCAST
 LOCKER, UNDO = "agentshim-net", "undo"
 PROC_NAMES = {
     "mount": "mnt",
@@ -243,19 +245,24 @@ def _is_address(text: str) -> bool:
     return "/" not in text
 
 
-def addresses() -> list[tuple[int, int]]:
-    """(bits, number) of each address that this host has, loopback aside: /proc/net/fib_trie and if_inet6."""
-    found: set[tuple[int, int]] = set()
+def addresses() -> list[network.Block]:
+    """Each address that is this host, loopback aside, and each block of them (`ip route add local BLOCK`): local routes
+    of /proc/net/fib_trie and ipv6_route. A route that takes nearly all is a transparent proxy's, for packets with its
+    mark: it says nothing of what is the host's.
+    """
+    found: set[network.Block] = set()
     last = ""
     for line in _read("/proc/net/fib_trie").decode("ascii", "replace").split("\n"):
         words = line.split()
-        if words[-2:] == ["host", "LOCAL"] and not last.startswith("127."):
-            found.add(network.block(last)[:2])
+        if words[1:3] == ["host", "LOCAL"] and not last.startswith("127.") and int(words[0][1:]) >= NARROW:
+            found.add(network.block(last + words[0]))
         last = words[-1] if words[:1] == ["|--"] else last
-    for line in _read("/proc/net/if_inet6").decode("ascii", "replace").split("\n"):
+    for line in _read("/proc/net/ipv6_route").decode("ascii", "replace").split("\n"):
         words = line.split()
-        if len(words) == 6 and words[5] != "lo":
-            found.add((network.WIDTHS[1], int(words[0], 16)))
+        if len(words) == 10 and int(words[8], 16) & RTF_HERE and int(words[1], 16) >= NARROW:
+            low, free = int(words[0], 16), network.WIDTHS[1] - int(words[1], 16)
+            if low != 1:  # ::1
+                found.add((network.WIDTHS[1], low, low | (1 << free) - 1))
     return sorted(found)
 
 

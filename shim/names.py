@@ -27,10 +27,10 @@ MARK = b"# agentshim: the peers that its policy names\n"
 LOCAL = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
-def resolve(section: dict[str, Any], own: list[tuple[int, int]], engine: docker.Asked | None) -> dict[str, list[str]]:
+def resolve(section: dict[str, Any], own: list[network.Block], engine: docker.Asked | None) -> dict[str, list[str]]:
     """Name -> its addresses, of the compiled section's `names`. HostError where one does not resolve in time, Refused
-    where one leads to an address that is not in `public`, or is the host's `own` (bits, number): whoever owns the name
-    would choose among its neighbours. A name without a dot is that of a sibling on the network that the `engine` makes,
+    where one leads to an address that is not in `public`, or is the host's `own`: whoever owns the name would choose
+    among its neighbours. A name without a dot is that of a sibling on the network that the `engine` makes,
     which nobody else can name: it leads into `siblings`.
     """
     found: dict[str, list[str]] = {}
@@ -45,8 +45,7 @@ def resolve(section: dict[str, Any], own: list[tuple[int, int]], engine: docker.
             raise HostError("network", f"outbound {name}", "no address", f"one within {SECONDS} s", todo)
         blocks = [network.block(one) for one in section["siblings" if name in short else "public"]]
         for address in addresses:
-            width, here, _ = network.block(address)
-            if (width, here) in own or not any(width == one[0] and one[1] <= here <= one[2] for one in blocks):
+            if network.holds(own, address) or not network.holds(blocks, address):
                 todo = "grant the address itself in [[network.add]], with why and doc, if it is meant"
                 raise Refused("network", f"outbound {name}", address, "public addresses, for a name", todo)
         found[name] = addresses
@@ -65,7 +64,7 @@ def hosts(spec: Spec, sources: dict[str, Any], pins: dict[str, list[str]]) -> by
     return before.partition(MARK)[0].rstrip(b"\n") + b"\n" + MARK + lines.encode()
 
 
-def servers(spec: Spec, sources: dict[str, Any], own: list[tuple[int, int]]) -> list[str]:
+def servers(spec: Spec, sources: dict[str, Any], own: list[network.Block]) -> list[str]:
     """Name servers that the engine tells the container of and that are the host's `own` addresses: podman's, which
     answers on its bridge. No other of that file is believed: it is lent writable, and may be kept over a restart.
     """
@@ -75,9 +74,9 @@ def servers(spec: Spec, sources: dict[str, Any], own: list[tuple[int, int]]) -> 
     return [one for one in named if _is_of(one, own)]
 
 
-def _is_of(text: str, own: list[tuple[int, int]]) -> bool:
+def _is_of(text: str, own: list[network.Block]) -> bool:
     try:
-        return "/" not in text and network.block(text)[:2] in own
+        return "/" not in text and network.holds(own, text)
     except (OSError, ValueError):
         return False
 

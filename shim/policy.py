@@ -126,7 +126,7 @@ def load(name: str, config: Config) -> Policy:
     else:
         check_directories(config)
         form = _stored(config.var, f"/policies/{name}.json")
-        if form is not None and (form["limit"]["name"] != config.limit or not _fresh(form)):
+        if form is not None and (_host(form) != (config.limit, config.network_pool) or not _fresh(form)):
             form = None
     if form is None or (form["expires"] is not None and form["expires"] <= time.time()):
         from shim.cold import compile as cold  # tomllib and jsonschema: 100 ms, only after a change
@@ -229,6 +229,11 @@ def _is_namespaced() -> bool:
             return file.read().split() != [b"0", b"0", b"4294967295"]
     except OSError:
         return False
+
+
+def _host(form: dict[str, Any]) -> tuple[str, str]:
+    """What config.toml said when the form was made: the limit, and whose addresses nobody is granted."""
+    return form["limit"]["name"], form.get("pool", "")
 
 
 def _fresh(form: dict[str, Any]) -> bool:

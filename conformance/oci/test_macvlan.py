@@ -149,7 +149,11 @@ def test_it_is_reached_where_inbound_says(runtime: Runtime, lan: Lan, bundle: Ma
 def test_the_host_is_not_reached_whoever_grants_it(runtime: Runtime, lan: Lan, bundle: Maker) -> None:
     """The lock lets it out, the LAN carries it, and the kernel gives nothing of a macvlan to its card's owner."""
     started(runtime, bundle, "c")
-    assert shim(runtime, "why", "c", f"{HOST}:9000").code == 0
+    told = shim(runtime, "why", "c", f"{HOST}:9000")
+    assert told.code == 1 and "rejected: an address of this host's, which no card" in told.out, str(told)
+    assert "to allow" not in told.out
+    refused = shim(runtime, "lease", "egress", "c", f"tcp:{HOST}:9000", "--ttl", "1h", "--why", "a test")
+    assert refused.code == 1 and "an address of this host's" in refused.err, str(refused)
     assert not asked(runtime, "c", HOST, 9000).out
     unlock(runtime, "c")
     assert not asked(runtime, "c", HOST, 9000).out
@@ -162,6 +166,10 @@ def test_two_of_a_kind_do_not_see_each_other(runtime: Runtime, lan: Lan, bundle:
     started(runtime, bundle, "b")
     assert sorted(addresses(runtime)) == [FIRST, "192.0.2.66"]
     assert not asked(runtime, "b", FIRST, 8080).out
+    told = shim(runtime, "why", "b", f"{FIRST}:8080")
+    assert told.code == 1 and "192.0.2.64/28 is our containers'" in told.out and "to allow" not in told.out, str(told)
+    refused = shim(runtime, "lease", "egress", "b", f"tcp:{FIRST}:8080", "--ttl", "1h", "--why", "a test")
+    assert refused.code == 1 and "our containers'" in refused.err, str(refused)
     unlock(runtime, "a", "b")
     assert not asked(runtime, "b", FIRST, 8080).out
     assert "served" in lan.fetch(lan.neighbour, FIRST, 8080).out

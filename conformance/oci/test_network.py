@@ -156,6 +156,12 @@ def named(runtime: Runtime) -> Iterator[Runtime]:
     runtime.room.run(["sh", "-c", "mv /etc/hosts.kept /etc/hosts"])
 
 
+def attach(runtime: Runtime, name: str) -> None:
+    """An interface, as engines give one behind create."""
+    place = f"--net=/proc/{runtime.state(name)['pid']}/ns/net"
+    assert runtime.room.run(["nsenter", place, tool("ip"), "link", "add", "eng0", "type", "bridge"]).code == 0
+
+
 def peers(runtime: Runtime, *words: str) -> None:
     """Let the lab's policy name these peers."""
     text = lab.POLICY.partition("[[network.add]]")[0] + f"outbound = {json.dumps(list(words))}\n"
@@ -178,6 +184,9 @@ def test_names_are_pinned(named: Runtime, bundle: Maker) -> None:
     assert "tcp . 203.0.113.77 . 443" in table
     assert "tcp . 203.0.113.78 . 443" in table
     shim = str(named.room.base / "bin" / "agentshim")
+    told = named.room.run([shim, "why", "c", "api.lab.test:443"])
+    assert told.code == 1 and "the container has only lo" in told.out, str(told)
+    attach(named, "c")
     told = named.room.run([shim, "why", "c", "api.lab.test:443"])
     assert told.code == 0, str(told)
     assert "grants tcp:api.lab.test:443" in told.out

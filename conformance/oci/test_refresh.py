@@ -16,6 +16,7 @@ from conformance.engines.images import tool
 from conformance.oci.cli import Runtime
 from conformance.oci.conftest import Maker
 from conformance.oci.test_isolated import POLICY, asked, config, runtime, shim, started, world
+from conformance.oci.test_network import attach
 from conformance.room import Result, Room, wait_for
 from conformance.world import GRANTED, OTHER, World
 
@@ -243,6 +244,7 @@ def test_who_joined_the_network_is_asked_too(named: Runtime, world: World, hosts
     named.must("create", "--bundle", str(bundle(asks).path), "second")
     hosts.say(GRANTED, OTHER)
     assert refresh(named, "first").code == 0
+    attach(named, "first")
     assert shim(named, "why", "second", f"{OTHER}:8080").code == 0
     policy(named, CONFINED.replace(NAME, GRANTED))
     hosts.say(OTHER)

@@ -5,6 +5,7 @@ Belongs here: messages and their meaning. Next door: `net_up` decides; `hooks.li
 
 from __future__ import annotations
 
+import sys
 from _struct import Struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from hooks.netlink import ACK, CREATE, DUMP, EXCL, Socket, attribute, attributes, message, nested, string, text
 
 NEWLINK, DELLINK, GETLINK, NEWADDR, GETADDR, GETROUTE = 16, 17, 18, 20, 22, 26
+NEWQDISC, NEWTFILTER = 36, 44
 INET, UP = 2, 1
 # if_link.h, if_addr.h, rtnetlink.h
 HARDWARE, NAME, LINKINFO, ALIAS, KIND, DATA, SNOOPING = 1, 3, 18, 20, 1, 2, 23
@@ -23,6 +25,14 @@ _LINK = Struct("=BxHiII")  # family, type, number, flags, which of them
 _ADDRESS = Struct("=BBBBI")  # family, prefix, flags, scope, number
 _ROUTE = Struct("=8BI")  # family, prefix, source's, tos, table, protocol, scope, type, flags
 _U32 = Struct("=I")
+_TRAFFIC = Struct("=B3xiIII")  # family, number, handle, parent, info (of a filter: priority, protocol)
+_CODE = Struct("=HBBI")  # struct sock_filter
+# pkt_sched.h, pkt_cls.h, if_ether.h, filter.h
+CLSACT, INGRESS, QDISC = 0xFFFFFFF1, 0xFFFFFFF2, 0xFFFF0000
+TRAFFIC_KIND, TRAFFIC_OPTIONS, BPF_LENGTH, BPF_CODE, BPF_FLAGS, DIRECT = 1, 2, 4, 5, 8, 1
+EVERY_PROTOCOL, FIRST = 0x0003, 1
+LOAD, JUMP_SET, RETURN, MARK_OF_PACKET = 0x20, 0x45, 0x06, 0xFFFFF014
+TC_OK, TC_DROP = 0, 2
 
 
 class Link(NamedTuple):
@@ -93,6 +103,27 @@ def give(kernel: Socket, index: int, address: bytes, prefix: int) -> None:
     """Give an interface an address, and with it the route to its subnet. EEXIST where it has it."""
     body = _ADDRESS.pack(INET, prefix, 0, 0, index) + attribute(LOCAL, address) + attribute(ADDRESS, address)
     kernel.ask(message(NEWADDR, ACK | CREATE | EXCL, body), 1)
+
+
+def gate(kernel: Socket, index: int, mark: int) -> None:
+    """What comes up through a bridge must have a bit of the mark, which the table bridge gives, else it is dropped:
+    asked by tc (cls_bpf), which stays where somebody flushes nf_tables, and goes with the bridge. OSError.
+    """
+    head = _TRAFFIC.pack(0, index, QDISC, CLSACT, 0)
+    try:
+        kernel.ask(message(NEWQDISC, ACK | CREATE | EXCL, head + text(TRAFFIC_KIND, "clsact")), 1)
+    except FileExistsError:
+        pass
+    code = ((LOAD, 0, 0, MARK_OF_PACKET), (JUMP_SET, 0, 1, mark), (RETURN, 0, 0, TC_OK), (RETURN, 0, 0, TC_DROP))
+    options = nested(
+        TRAFFIC_OPTIONS,
+        attribute(BPF_LENGTH, len(code).to_bytes(2, sys.byteorder)),
+        attribute(BPF_CODE, b"".join(_CODE.pack(*one) for one in code)),
+        attribute(BPF_FLAGS, _U32.pack(DIRECT)),
+    )
+    protocol = int.from_bytes(EVERY_PROTOCOL.to_bytes(2, "big"), sys.byteorder)
+    head = _TRAFFIC.pack(0, index, FIRST, INGRESS, FIRST << 16 | protocol)
+    kernel.ask(message(NEWTFILTER, ACK | CREATE, head + text(TRAFFIC_KIND, "bpf") + options), 1)
 
 
 def delete(kernel: Socket, index: int) -> None:

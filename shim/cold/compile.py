@@ -109,12 +109,13 @@ def form_of(resolved: Resolved) -> dict[str, Any]:
     if isinstance(sections["paths"], dict) and sections["paths"].get("rootfs") == "writable":
         sections["paths"] = {**sections["paths"], "scratch": {}}  # the root itself can be written
     sections["seccomp"] = _seccomp(sections["seccomp"], resolved.directory)
-    sections["network"] = network_source.expand(sections["network"], _reasoned(resolved))
+    sections["network"] = network_source.expand(sections["network"], _reasoned(resolved), resolved.pool)
     canonical = json.dumps({"schema": SCHEMA, "sections": sections}, sort_keys=True, separators=(",", ":"))
     return {
         "format": policy.FORMAT,
         "name": resolved.name,
         "about": resolved.about,
+        "pool": resolved.pool,
         "digest": "sha256:" + hashlib.sha256(canonical.encode()).hexdigest(),
         "sections": sections,
         "why": resolved.why,

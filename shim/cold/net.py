@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
+import os
 import socket
 import sys
 import time
@@ -24,6 +25,8 @@ from shim.cold import audit, compile, leases, network_source
 from shim.cold.explain import find
 from shim.dim import network
 from shim.errors import HostError, Invalid, Refused, ShimError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 FOLLOW = 1.0  # seconds between two looks
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -53,10 +56,11 @@ def _denied(words: list[str]) -> int:
 
 def rejected(record: dict[str, Any]) -> Iterator[tuple[Any, Any, str, dict[str, Any]]]:
     """What was rejected, out and in: what a row counts, its counts, and the row in words and in ECS."""
+    around = Around(record)
     for kind in ("denied", "refused"):
         for row in records.read(_namespace(record))[kind]:
             inbound = f'[network] inbound = ["{row[0]}:{row[2]}"]'
-            allow = _answer(record, *row[:3])["allow"] if kind == "denied" else inbound
+            allow = _answer(record, *row[:3], around)["allow"] if kind == "denied" else inbound
             line = _line(kind, row) + (f"\n    to allow: {allow}" if allow else "")
             yield (kind, *row[:3]), row[3:], line, {**_ecs(record, kind, row), "agentshim.allow": allow}
 
@@ -121,7 +125,8 @@ def _why(words: list[str]) -> int:
     pinned = (record.get("network") or {}).get("pins", {}).get(host.lower())
     answers = [_proxied(record, protocol, host.lower(), port) or _named(record, protocol, host.lower(), port)]
     if not answers[0]:
-        answers = [_answer(record, protocol, address, port) for address in pinned or _addresses(host)]
+        around = Around(record)
+        answers = [_answer(record, protocol, address, port, around) for address in pinned or _addresses(host)]
     for answer in answers:
         print(json.dumps(answer) if options.json else "{peer}: {verdict}: {rule}{line}".format(**_padded(answer)))
     return 0 if all(answer["verdict"] in ("allowed", PROXIED, LEARNED) for answer in answers) else 1
@@ -171,31 +176,95 @@ def _padded(answer: dict[str, str]) -> dict[str, str]:
     return {**answer, "line": f"\n    to allow: {answer['allow']}" if answer["allow"] else ""}
 
 
-def _answer(record: dict[str, Any], protocol: str, address: str, port: int) -> dict[str, str]:
+class Around:
+    """Where a container is, as it is now. `alone`: it has only lo; `own`: the host's addresses; `ours`: where our
+    containers' addresses are from; `lan`: that of its card, where it has one there, and `siblings`: ours on it.
+    """
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        pid = state.init_of(record)
+        self.alone = bool(pid) and not _links(f"/proc/{pid}/ns/net") - LINKS_OF_EVERYBODY
+        self.own = kernel.addresses()
+        self.ours = [str(network_source.pool_of(policy.config().network_pool)), *_subnets()]
+        there = (record.get("network") or {}).get("macvlan")
+        self.siblings = there["addresses"] if there else ""
+        self.lan = f"{there['gateway']}/{there['prefix']}" if there else ""
+
+    def bar(self, here: Address) -> str:
+        """What keeps packets to an address from it whatever is granted, in words; '' where nothing does."""
+        if self.alone:
+            return "the container has only lo"
+        own = network.holds(self.own, str(here))
+        if own and self.lan and here in ipaddress.ip_network(self.lan, strict=False):
+            return "an address of this host's, which no card in macvlan mode reaches"
+        blocks = [self.siblings] if self.siblings else []
+        for block in blocks if own else [*blocks, *self.ours]:
+            if here in ipaddress.ip_network(block):
+                return f"{block} is our containers', which are not there for each other"
+        return ""
+
+
+def _subnets() -> list[str]:
+    """Those of the bridges that are there: one may be older than the pool, or have been given another."""
+    try:
+        profiles = os.listdir(host_state.DIRECTORY)
+    except FileNotFoundError:
+        return []
+    return [one["subnet"] for name in profiles if (one := host_state.bridge(host_state.DIRECTORY, name))]
+
+
+def _answer(record: dict[str, Any], protocol: str, address: str, port: int, around: Around) -> dict[str, str]:
     """Verdict, rule and the line that would allow it, for one address."""
     section = record.get("network")
-    word = _word(protocol, address, port)
-    verdict, rule, allow = "rejected", "no grant names it", f'[network] outbound = ["{word}"]'
-    here = ipaddress.ip_address(address)
-    private = any(here in ipaddress.ip_network(block) for block in network_source.PRIVATE)
-    if private:
-        allow = f'[[network.add]] to = "{word}", with why and doc'
+    here = ipaddress.ip_address(address.partition("%")[0])
+    verdict, rule, allow = "rejected", "no grant names it", _allowing(section, protocol, here, port)
     never = next((block for block in network_source.NEVER if here in ipaddress.ip_network(block)), "")
-    if section is None:
-        verdict, rule, allow = "allowed", "the network is not filtered", ""
-    elif never:
+    if section is not None and never:
         rule, allow = f"{never} is cut off under every policy", ""
-    elif here.is_loopback:
-        verdict, rule, allow = "allowed", "the container's own loopback", ""
+    elif section is not None and (here.is_loopback or address == section.get("address")):
+        verdict, rule, allow = "allowed", f"the container's own {'loopback' if here.is_loopback else 'address'}", ""
         if str(here) == "127.0.0.11" and not section["dns"]:
             verdict, rule, allow = "rejected", "the engine's resolver is shut", '[network] dns = "engine"'
+    elif bar := "" if here.is_loopback else around.bar(here):
+        rule, allow = bar, _allowing({"mode": "none"}, protocol, here, port) if around.alone else ""
+    elif section is None:
+        verdict, rule, allow = "allowed", "the network is not filtered", ""
+    elif "gateway" in section and network.holds(around.own, address):
+        verdict, rule, allow = _at_host(record, protocol, here, port, allow)
     elif grant := _grant(section, protocol, here, port):
         verdict, rule, allow = "allowed", f"policy {record['policy']} grants {grant}", ""
     elif section.get("learned") and str(here) in _learned(record, protocol, port):
         verdict, rule, allow = "allowed", f"a name that policy {record['policy']} grants has led there", ""
     elif lease := _leased(record, protocol, address, port):
         verdict, rule, allow = "allowed", f"leased for {lease / 1000:.0f} s more", ""
-    return {"peer": word, "verdict": verdict, "rule": rule, "allow": allow}
+    return {"peer": _word(protocol, address, port), "verdict": verdict, "rule": rule, "allow": allow}
+
+
+def _allowing(section: dict[str, Any] | None, protocol: str, here: Address, port: int) -> str:
+    """The line of policy that would allow a peer."""
+    word, section = _word(protocol, str(here), port), section or {}
+    if str(here) == section.get("gateway"):
+        return f'[network] host_services = ["{protocol}:{port}"]'
+    carried = 'mode = "isolated"' if section.get("mode") in ("none", "dead-end") else ""
+    if any(here in ipaddress.ip_network(block) for block in network_source.PRIVATE):
+        return f'{f"[network] {carried}, and " if carried else ""}[[network.add]] to = "{word}", with why and doc'
+    return f'[network] {f"{carried}, " if carried else ""}outbound = ["{word}"]'
+
+
+def _at_host(record: dict[str, Any], protocol: str, here: Address, port: int, allow: str) -> tuple[str, str, str]:
+    """Verdict, rule and line for an address of the host's, from a bridge of ours: what was one when the container
+    started and was granted by itself, or is leased.
+    """
+    section = record["network"]
+    for kind, block, low, high in section["at_host"]:
+        if kind == protocol and low <= port <= high and here in ipaddress.ip_network(block):
+            word = f"{kind}:{block}:{network_source.span(low, high)}"
+            return "allowed", f"policy {record['policy']} grants {word}, of this host's", ""
+    if lease := _leased(record, protocol, str(here), port):
+        return "allowed", f"leased for {lease / 1000:.0f} s more", ""
+    if _grant(section, protocol, here, port):
+        return "rejected", "this host has the address since: create it anew, and grant the address by itself", allow
+    return "rejected", "an address of this host's, which no grant names by itself", allow
 
 
 def _grant(section: dict[str, Any], protocol: str, here: Any, port: int) -> str:
@@ -241,9 +310,10 @@ def _granted(options: argparse.Namespace) -> int:
     if len(options.why.strip()) < 3:
         raise Invalid("lease", "--why", options.why, "a reason of 3 characters at least", "say what it is for")
     addresses = _addresses(host)
+    around = Around(record)
     for address in addresses:
-        _bounded(protocol, address, port, named=address != host)
-    _carried(record)
+        _bounded(protocol, address, port, address != host, around)
+    _carried(record, around)
     leases.settle(record)
     leases.granted(record, options.peer, addresses, seconds)
     try:
@@ -279,13 +349,13 @@ def _forget(record: dict[str, Any], asked: str, peers: list[tuple[str, str, int]
                                        if (protocol, address, port) not in there])  # fmt: skip
 
 
-def _carried(record: dict[str, Any]) -> None:
+def _carried(record: dict[str, Any], around: Around) -> None:
     """Refused where nothing can leave the container, whatever is leased: it would be a promise, and no more."""
     mode = record["network"].get("mode")
     if mode == "dead-end":
         todo = 'set [network] mode = "isolated", and start it again'
         raise Refused("lease", "CONTAINER", f"{record['id']}, mode dead-end", "a network with a way out", todo)
-    if not _links(_namespace(record)) - LINKS_OF_EVERYBODY:
+    if _namespace(record) and around.alone:
         todo = "start it again with a network: a policy that grants something, or one of the engine's"
         raise Refused("lease", "CONTAINER", f"{record['id']}, which has only lo", "a network with a way out", todo)
 
@@ -330,15 +400,17 @@ def _leases(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bounded(protocol: str, address: str, port: int, named: bool) -> None:
+def _bounded(protocol: str, address: str, port: int, named: bool, around: Around) -> None:
     """Refused unless the host limit lets a policy grant the peer, for the reason that was given here; the reason is
-    good for an address, not for whatever a name leads to.
+    good for an address, not for whatever a name leads to. Refused, too, where no packet gets there.
     """
-    word = _word(protocol, address, port)
-    section = network_source.expand({"mode": "confine", "outbound": [word]}, set() if named else {word})
-    if named and network.block(address)[:2] in kernel.addresses():
+    word, config = _word(protocol, address, port), policy.config()
+    asked = {"mode": "confine", "outbound": [word]}
+    section = network_source.expand(asked, set() if named else {word}, config.network_pool)
+    if named and network.holds(around.own, address):
         raise Refused("lease", "PEER", f"{word}, this host", "public addresses, for a name", "give the address itself")
-    config = policy.config()
+    if not around.alone and (bar := around.bar(ipaddress.ip_address(address))):
+        raise Refused("lease", "PEER", f"{word}: {bar}", "what its network carries", "lease another peer")
     limit = network.from_policy(compile.limits(config)["network"])
     if not network.leq(network.from_policy(section), limit):
         todo = f"raise limit in config.toml above {config.limit}"

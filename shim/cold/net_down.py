@@ -2,7 +2,7 @@
 
 Belongs here: who is still there, and what goes. Next door: `net_up` makes; native/nethook.c takes back a container's
 own elements and its address at its end, so that `gc` finds only what a kill or a crash has left, and leases that ended
-with their container.
+with their container; `net_agents` looks who is there.
 
 An address is free when nothing in the kernel speaks of it: elements go first, then the file. Both under the lock that
 whoever takes an address holds: it is not taken in between.
@@ -10,7 +10,6 @@ whoever takes an address holds: it is not taken in between.
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import os
 import shutil
@@ -19,39 +18,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from hooks import fingerprint, host, host_rules, host_state, nft, nft_read
+from hooks import fingerprint, host, host_rules, host_state, labels, nft, nft_read
 from shim import state as records
-from shim.cold import bridges, net_others, net_up, resolver
+from shim.cold import bridges, net_agents, net_others, net_up, resolver
+from shim.cold.net_agents import Element, alive, elements, hold, owners
 from shim.cold.net_up import Host
 from shim.errors import HostError, Refused, reason
 
-Element = tuple[int, str, bytes, bytes]  # family, set, key, last key
 GRACE = 600  # seconds that a policy's rules stay behind its last container: one may be on its way
-
-
-def alive() -> set[str]:
-    """The names of all records whose container is there or on its way, as hooks.host_state.take is given them."""
-    return {Path(records.lock_path(one["root"], one["id"])).stem for one in records.records()}
-
-
-def owners(directory: str, profile: str, living: Callable[[], set[str]]) -> dict[str, bool]:
-    """The addresses of a bridge that are taken -> whether by somebody who lives."""
-    place = Path(directory, profile, host_state.ADDRESSES)
-    taken = {path.name: _owner(path) for path in sorted(place.glob("[0-9]*")) if path.suffix != host_state.LEASED}
-    # Who takes an address writes its record before it ends: asked in this order, one of both is seen.
-    names = living() if taken else set()
-    return {name: is_running or owner in names for name, (owner, is_running) in taken.items()}
-
-
-def _owner(path: Path) -> tuple[str, bool]:
-    """Whose record it is, and whether the process that took the address is still there."""
-    try:
-        name, pid, started = path.read_text().split()
-        return name, host_state.started(pid) == int(started) != 0
-    except FileNotFoundError:
-        return "", False
-    except (OSError, ValueError):
-        return "", True  # in doubt: not ours to free
 
 
 def gc(
@@ -84,47 +58,22 @@ def _collected(here: Host, profile: str, living: Callable[[], set[str]]) -> tupl
     try:
         taken = owners(here.directory, profile, living)
         dead = [name for name, lives in taken.items() if not lives]
-        held += [fd for name in dead if (fd := _held(place / name)) is not None]
-        stale = [one for one in elements(here, subnet) if not taken.get(str(_address(one)))]
+        held += [fd for name in dead if (fd := hold(place / name)) is not None]
+        stale = [one for one in elements(here.netfilter, subnet) if not taken.get(str(_address(one)))]
         count = _dropped(here, [one for one, _ in stale])
         for name in dead:
             (place / name).unlink(missing_ok=True)
         for path in place.glob("*" + host_state.LEASED):
             if not taken.get(path.stem):
                 path.unlink(missing_ok=True)
-        for path in place.glob(".[0-9]*"):  # an address on its way, of a process that was killed
-            if not host_state.started(path.name[1:]):
+        # An address or a template on its way, of a process that was killed
+        for path in (*place.glob(".[0-9]*"), *place.parent.glob(f".{host_state.PLAN}.[0-9]*")):
+            if not host_state.started(path.name.rpartition(".")[2]):
                 path.unlink(missing_ok=True)
         return count, len(dead)
     finally:
         for one in held:
             os.close(one)
-
-
-def _held(path: Path) -> int | None:
-    """An address's file, locked: a poststop hook of its owner's that comes late waits, and then finds it gone. None
-    where that was faster.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return fd
-
-
-def elements(here: Host, subnet: ipaddress.IPv4Network | None = None) -> list[tuple[Element, bytes]]:
-    """All elements of agents in a subnet (of all where it is None), with the data of those of maps."""
-    found = []
-    for family, name in host.ELEMENTS:
-        try:
-            told = nft_read.entries(here.netfilter.dump(nft_read.list_elements(fingerprint.TABLE, name, family)))
-        except FileNotFoundError:
-            continue  # no table
-        for (key, last), data in told.items():
-            if subnet is None or ipaddress.IPv4Address(host.address_in(name, key, data)) in subnet:
-                found.append(((family, name, key, last), data))
-    return found
 
 
 def _address(one: tuple[Element, bytes]) -> ipaddress.IPv4Address:
@@ -135,7 +84,7 @@ def _address(one: tuple[Element, bytes]) -> ipaddress.IPv4Address:
 def _of_nobody(here: Host) -> list[Element]:
     """Elements of agents in no subnet that we know of."""
     subnets = [subnet for one in here.profiles() if (subnet := _subnet(here, one))]
-    return [one[0] for one in elements(here) if not any(_address(one) in subnet for subnet in subnets)]
+    return [one[0] for one in elements(here.netfilter) if not any(_address(one) in subnet for subnet in subnets)]
 
 
 def _subnet(here: Host, profile: str) -> ipaddress.IPv4Network | None:
@@ -160,7 +109,10 @@ def _dropped(here: Host, every: Iterable[Element]) -> int:
 def _forgotten(here: Host, grace: float, mark: int) -> int:
     """Rules of policies that no container has, and no bridge gives to the next one."""
     wanted = {here.state(one).get("tag") for one in here.profiles()}
-    wanted |= {data.decode().rpartition("_")[2] for (_, name, _, _), data in elements(here) if name == "agents_out"}
+    there = elements(here.netfilter)
+    wanted |= {data.decode().rpartition("_")[2] for (_, name, _, _), data in there if name == "agents_out"}
+    # After a flush no element tells: what a running container has is put back only where its policy's rules are.
+    wanted |= {labels.tag(one["digest"]) for one in records.records() if one.get("address")}
     for path in Path(here.directory).glob("*/*.nft"):
         if path.stem not in wanted and path.stat().st_mtime <= time.time() - grace:
             path.unlink()  # first, so that no repair loads them anew
@@ -222,7 +174,7 @@ def _ended(here: Host, profile: str, mark: int) -> str:
             bridges.delete(here.route, there.number)
         except OSError as error:
             raise HostError("network", there.name, reason(error), "a bridge that can be ended", "try again") from error
-    count = _dropped(here, [one for one, _ in elements(here, subnet)]) if subnet else 0
+    count = _dropped(here, [one for one, _ in elements(here.netfilter, subnet)]) if subnet else 0
     shutil.rmtree(place, ignore_errors=True)
     _unloaded(here, mark)
     return f"{net_up.name_of(profile)}: gone, with {count} elements"
@@ -241,27 +193,35 @@ def _all_ended(here: Host) -> list[str]:
 
 
 def shown(directory: str = host_state.DIRECTORY, living: Callable[[], set[str]] = alive) -> list[dict[str, Any]]:
-    """Each bridge: what it is, who is on it; and whether it is up, its rules and Docker's accepts are as they were."""
+    """Each bridge: what it is, who is on it; whether it is up and forwards, its rules and Docker's accepts are as they
+    were; and for how many running containers elements are lacking.
+    """
     if not Path(directory).is_dir():
         return []
     with Host(directory) as here:
         kept, _, tags = host_state.rules(directory)
         whole = fingerprint.intact(here.netfilter.dump, kept)
         accepted = not any(net_others.docker_user().values())
+        cut = net_agents.cut_off(directory, here.netfilter)
         return [
-            _shown(here, one, living, whole and here.state(one).get("tag") in tags, accepted) for one in here.profiles()
+            {
+                **_shown(here, one, living),
+                "rules": whole and here.state(one).get("tag") in tags,
+                "docker": accepted,
+                "cut_off": [agent.name for agent in cut if agent.file.parent.parent.name == one],
+            }
+            for one in here.profiles()
         ]
 
 
-def _shown(here: Host, profile: str, living: Callable[[], set[str]], whole: bool, accepted: bool) -> dict[str, Any]:
+def _shown(here: Host, profile: str, living: Callable[[], set[str]]) -> dict[str, Any]:
     told, name = here.state(profile), net_up.name_of(profile)
     there = here.links.get(name)
+    up = there is not None and there.number == told.get("index") and host_state.carries(here.netfilter, name)
     return {
         "profile": profile,
         "bridge": name,
         "subnet": told.get("subnet", ""),
         "addresses": sum(owners(here.directory, profile, living).values()),
-        "up": bool(there and there.up and there.number == told.get("index")),
-        "rules": whole,
-        "docker": accepted,
+        "up": up,
     }

@@ -17,7 +17,7 @@ from typing import Any
 from hooks import host_state
 from shim import state, wire
 from shim.bundle import Directory
-from shim.cold import net_down
+from shim.cold.net_agents import alive, owners
 from shim.errors import HostError, Invalid, reason
 from shim.verbs.link import LANS
 
@@ -53,13 +53,13 @@ def up(profile: str, there: dict[str, Any], directory: str = DIRECTORY) -> int:
         finally:
             os.close(kept.fd)
         if host_state.forsaken(directory, profile, state.DIRECTORY):
-            _collected(directory, profile, net_down.alive)
+            _collected(directory, profile, alive)
         return index
     finally:
         os.close(held)
 
 
-def gc(directory: str = DIRECTORY, living: Callable[[], set[str]] = net_down.alive) -> int:
+def gc(directory: str = DIRECTORY, living: Callable[[], set[str]] = alive) -> int:
     """Frees addresses that nobody has any more; how many."""
     return sum(_collected(directory, profile, living) for profile in profiles(directory))
 
@@ -70,12 +70,12 @@ def profiles(directory: str = DIRECTORY) -> list[str]:
     return sorted(path.name for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
 
 
-def shown(directory: str = DIRECTORY, living: Callable[[], set[str]] = net_down.alive) -> list[str]:
+def shown(directory: str = DIRECTORY, living: Callable[[], set[str]] = alive) -> list[str]:
     """A line for each."""
     lines = []
     for profile in profiles(directory):
         told = _told(directory, profile)
-        count = sum(net_down.owners(directory, profile, living).values())
+        count = sum(owners(directory, profile, living).values())
         lines.append(
             f"{told.get('parent', '?')}  {told.get('addresses', '?')}  {count} containers  macvlan of {profile}"
         )
@@ -106,7 +106,7 @@ def _collected(directory: str, profile: str, living: Callable[[], set[str]]) -> 
         return 0
     held = host_state.locked(str(place / host_state.LOCK))
     try:
-        taken = net_down.owners(directory, profile, living)
+        taken = owners(directory, profile, living)
         dead = [name for name, lives in taken.items() if not lives]
         for name in dead:
             (place / name).unlink(missing_ok=True)

@@ -191,7 +191,7 @@ def _pinned_there(outside: netlink.Socket, agent: str) -> Iterator[Element]:
     except FileNotFoundError:
         known, told = {}, {}
     if (here, b"") not in known:
-        todo = "its rules or its elements are gone: agentshim net up, and create the container anew"
+        todo = "its rules or its elements are gone: agentshim net up"
         raise HostError("network", "the host's lock", f"nothing of {agent}", "the container's elements", todo)
     for name, every in told.items():
         yield from ((name, key, last) for key, last, *_ in every if host.address_in(name, key, b"") == here)
@@ -263,7 +263,7 @@ def _tell_plan(record: Record, directory: str, pinned: set[Element], held: int) 
     if bridge is None:
         raise HostError("network", record["policy"], "no bridge", "that of the container", "agentshim net up")
     port = link.Port(0, address_of(bridge["gateway"]), 0, address_of(section["address"]))
-    fixed = host.entries(port, labels.tag(record["digest"]), (), section.get("services", ()))
+    fixed = host.entries(port, labels.tag(record["digest"]), (), section["at_host"])
     every = [one[:4] for one in fixed] + [(nft_read.INET, *one) for one in sorted(pinned)]
     undo = nft.mixed(host.drop(every))
     kept, name = Directory(state.DIRECTORY), state.name_of(record["root"], record["id"]) + state.LOCK

@@ -21,7 +21,7 @@ from typing import Any
 from hooks import fingerprint, host, host_rules, host_state, labels, netlink
 from shim import wire
 from shim.bundle import Directory
-from shim.cold import bridges, net_others, resolver
+from shim.cold import bridges, net_agents, net_others, resolver
 from shim.errors import HostError, Invalid, reason
 
 POOL = "10.207.0.0/16"
@@ -71,12 +71,13 @@ def up(
         state.update(_named(profile), **_place(profile, state, here, ipaddress.IPv4Network(pool)))
         state.update(tag=labels.tag(digest), published=bool(section.get("publish")), learned=bool(learned))
         _kept(here, profile, {**state, "index": 0}, host_rules.policy(state["tag"], section))
-        load_rules(here, mark)
-        state["index"] = _bridge(here, state)
+        load_rules(here, mark, told)
+        state["index"] = _bridge(here, state, mark)
         _settings(here, state, section, told)
         resolver.up(here, state, learned, told)
         for line in net_others.accept():
             told(f"accepted for our bridges in {line}")
+        state["docker"] = host_state.docker(here.netfilter)
         here.write(f"{profile}/{host_state.BRIDGE}", wire.dumps(state))
         return state
 
@@ -128,6 +129,7 @@ class Host:
             return
         kept = Directory(str(path.parent))
         try:
+            kept.tidy(path.name)
             kept.replace(path.name, data, os.fstat(self.lock))
         finally:
             os.close(kept.fd)
@@ -222,22 +224,26 @@ def _kept(here: Host, profile: str, state: dict[str, Any], text: str) -> None:
         here.write(f"{profile}/{path.name}", text.encode())
 
 
-def load_rules(here: Host, mark: int = host.MARK) -> bool:
-    """Tables, and all policies that are on disk, in the kernel as they should be; whether they had to be loaded."""
+def load_rules(here: Host, mark: int = host.MARK, told: Callable[[str], None] = say) -> None:
+    """Tables, all policies that are on disk, and running containers' elements, in the kernel as they should be."""
     text, tags = _rules(here, mark)
     digest = _digest(text)
     kept, was, _ = host_state.rules(here.directory)
     if was == digest and fingerprint.intact(here.netfilter.dump, kept):
-        return False
+        return net_agents.restore(here.directory, here.netfilter, told)
+    Path(here.directory, host_state.RULES).unlink(missing_ok=True)  # rules that are right again look as before
     net_others.nft(text)
-    _keep(here, digest, tags)
-    return True
+    now = fingerprint.taken(here.netfilter.dump)
+    for profile in here.profiles():
+        resolver.forget(here.directory, profile)
+    net_agents.restore(here.directory, here.netfilter, told)
+    return _keep(here, now, digest, tags)  # last: who finds it looks no further
 
 
 def kept_again(here: Host, mark: int = host.MARK) -> None:
     """The rules that are in the kernel now are the right ones: some policies' have gone."""
     text, tags = _rules(here, mark)
-    _keep(here, _digest(text), tags)
+    _keep(here, fingerprint.taken(here.netfilter.dump), _digest(text), tags)
 
 
 def _rules(here: Host, mark: int) -> tuple[str, list[str]]:
@@ -249,12 +255,11 @@ def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=20).hexdigest()
 
 
-def _keep(here: Host, digest: str, tags: list[str]) -> None:
-    now = fingerprint.taken(here.netfilter.dump).hex()
-    here.write(host_state.RULES, "\n".join([now, digest, *tags, ""]).encode())
+def _keep(here: Host, now: bytes, digest: str, tags: list[str]) -> None:
+    here.write(host_state.RULES, "\n".join([now.hex(), digest, *tags, ""]).encode())
 
 
-def _bridge(here: Host, state: dict[str, Any]) -> int:
+def _bridge(here: Host, state: dict[str, Any], mark: int) -> int:
     """The number of the bridge, which is up with its address."""
     name, gateway = state["bridge"], ipaddress.IPv4Address(state["gateway"]).packed
     mac = labels.mac(gateway)
@@ -270,11 +275,23 @@ def _bridge(here: Host, state: dict[str, Any]) -> int:
         has = [one for one in here.nets if one.number == there.number and one.what == "address"]
         if not any(one.address == int.from_bytes(gateway, "big") and one.prefix == PREFIX for one in has):
             bridges.give(here.route, there.number, gateway, PREFIX)
+        if state["learned"]:
+            _gate(here, there.number, mark)
         if not there.up:
             bridges.up(here.route, there.number)
+            net_agents.neighbours(here.directory, state["profile"], here.route)
         return there.number
     except OSError as error:
         raise HostError("network", name, reason(error), "a bridge", "look at: ip -d link, dmesg") from error
+
+
+def _gate(here: Host, number: int, mark: int) -> None:
+    """A lock that no flush of rules opens, for policies that learn names: the lock inside is wide there."""
+    try:
+        bridges.gate(here.route, number, mark)
+    except OSError as error:
+        todo = 'use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, or set names = "pin"'
+        raise HostError("network", "tc", reason(error), "a filter on the bridge, to learn names", todo) from error
 
 
 def _settings(here: Host, state: dict[str, Any], section: dict[str, Any], told: Callable[[str], None]) -> None:

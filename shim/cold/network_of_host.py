@@ -68,6 +68,7 @@ def _show(options: argparse.Namespace, directory: str) -> int:
             "" if one["up"] else "not up",
             "" if one["rules"] else "rules changed by somebody: run agentshim net up",
             "" if one["docker"] else "not accepted in DOCKER-USER: run agentshim net up",
+            f"elements of {len(one['cut_off'])} containers are lacking: run agentshim net up" if one["cut_off"] else "",
         ]
         state = "; ".join(word for word in wrong if word) or "up, rules as loaded"
         print(f"{one['bridge']}  {one['subnet']}  {one['addresses']} containers  {state}")

@@ -33,6 +33,8 @@ PRIVATE = (
     "::1/128", "2002::/16", "64:ff9b:1::/48", "fc00::/7", "fec0::/10",
 )  # fmt: skip
 ANYWHERE = ("0.0.0.0/0", "2000::/3")
+SIBLINGS = "grant another peer: containers are not there for each other"
+IN_POOL = f"{SIBLINGS}; the host is granted in host_services; config.toml says where the pool is: network_pool"
 # Modes, keys that say nothing there, and what to do
 GRANTS = ("outbound", "inbound", "publish", "host_services", "dns", "icmp", "names")
 IDLE = (
@@ -42,8 +44,10 @@ IDLE = (
 )
 
 
-def expand(section: Any, reasoned: set[str]) -> Any:
-    """The compiled section. `reasoned`: the peers that were given with a `why`. Invalid, naming the word."""
+def expand(section: Any, reasoned: set[str], pool: str = "") -> Any:
+    """The compiled section. `reasoned`: the peers that were given with a `why`; `pool`: where containers on bridges of
+    ours get their addresses, which are granted to nobody. Invalid, naming the word.
+    """
     if section == "top":
         return section
     section = section or {}
@@ -52,15 +56,16 @@ def expand(section: Any, reasoned: set[str]) -> Any:
         if mode in without and (given := [key for key in idle if section.get(key)]):
             raise Invalid(network.NAME, "mode", f"{mode}, with {', '.join(given)}", "what it can carry", todo)
     if "macvlan" in section:
-        return _on_lan(section, mode, reasoned)
+        return _on_lan(section, mode, reasoned, pool)
     if mode == "engine":
         return {"mode": mode}
     out = section.get("outbound", ())
     named = sorted(grant for one in out if (grant := _named(one)))
     publish = sorted(_published(one) for one in section.get("publish", ()))
+    granted = sorted(grant for one in out if not _named(one) for grant in _peers(one, one in reasoned))
     compiled = {
         "mode": mode,
-        "outbound": sorted(grant for one in out if not _named(one) for grant in _peers(one, one in reasoned)),
+        "outbound": _apart(granted, pool_of(pool), IN_POOL) if pool else granted,
         "inbound": _inbound(section.get("inbound", ()), publish),
         "dns": section.get("dns") == "engine",
         "icmp": section.get("icmp", False),
@@ -114,7 +119,7 @@ def _learned(section: dict[str, Any], compiled: dict[str, Any], named: list[list
     return {**compiled, "learned": unique, "public": wide, "services": sorted(map(list, set(map(tuple, services))))}
 
 
-def _on_lan(section: dict[str, Any], mode: str, reasoned: set[str]) -> dict[str, Any]:
+def _on_lan(section: dict[str, Any], mode: str, reasoned: set[str], ours: str) -> dict[str, Any]:
     """The compiled section of a network on a LAN: other agents there are grantable to nobody, as on a bridge."""
     if mode != "isolated":
         raise Invalid(network.NAME, "macvlan", f"mode {mode}", "mode isolated", 'set mode = "isolated"')
@@ -126,22 +131,35 @@ def _on_lan(section: dict[str, Any], mode: str, reasoned: set[str]) -> dict[str,
             todo = "reach the container at its own address (inbound), or drop macvlan: the host is not reached by it"
             raise Invalid(network.NAME, "macvlan", f"{key} beside it", "what a LAN carries", todo)
     there, pool = _lan(section["macvlan"])
-    compiled: dict[str, Any] = expand({key: value for key, value in section.items() if key != "macvlan"}, reasoned)
-    compiled["outbound"] = [one for grant in compiled["outbound"] for one in _apart(grant, pool)]
+    rest = {key: value for key, value in section.items() if key != "macvlan"}
+    compiled: dict[str, Any] = expand(rest, reasoned, ours)
+    compiled["outbound"] = _apart(compiled["outbound"], pool, SIBLINGS)
     if "public" in compiled:
         compiled["public"] = [str(block) for block in public(pool)]
     compiled.pop("plan", None)  # for another network
     return {**compiled, "macvlan": there}
 
 
-def _apart(grant: list[Any], pool: ipaddress.IPv4Network) -> list[list[Any]]:
-    """A grant without our own addresses; Invalid where it has no others."""
-    protocol, text, *ports = grant
-    left = _less(ipaddress.ip_network(text), pool)
-    if not left:
-        todo = "grant another peer: containers are not there for each other"
-        raise Invalid(network.NAME, "outbound", f"{protocol}:{text}", f"addresses outside {pool}, ours", todo)
-    return [[protocol, str(part), *ports] for part in left]
+def pool_of(text: str) -> ipaddress.IPv4Network:
+    """config.toml's network_pool; Invalid where it is no network."""
+    try:
+        return ipaddress.IPv4Network(text)
+    except ValueError as error:
+        todo = 'write it like "10.207.0.0/16"'
+        raise Invalid("config", "network_pool", text, f"an IPv4 network ({error})", todo) from None
+
+
+def _apart(grants: list[list[Any]], pool: ipaddress.IPv4Network, todo: str) -> list[list[Any]]:
+    """Grants without our containers' addresses; Invalid where one has no others."""
+    out = []
+    for protocol, text, *ports in grants:
+        left = _less(ipaddress.ip_network(text), pool)
+        if not left:
+            ceiling = f"addresses outside {pool}, our containers'"
+            asked = f"{protocol}:{text.removesuffix('/32')}:{span(*ports)}"
+            raise Invalid(network.NAME, "outbound", asked, ceiling, todo)
+        out += [[protocol, str(part), *ports] for part in sorted(left)]
+    return out
 
 
 def _lan(asked: dict[str, Any]) -> tuple[dict[str, Any], ipaddress.IPv4Network]:

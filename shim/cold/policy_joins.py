@@ -41,14 +41,15 @@ DEVICE = ("path", "type", "major", "minor", "access")
 class Resolved(Value):
     """A policy after its bases and intents. `why`: dotted join -> reason; `expired`: dotted joins left out, with their
     reason; `expires`: the next unix time at which a join ends; `sources`: the records of the files it was made of;
-    `directory`: where a seccomp profile lies that it names as file.
+    `directory`: where a seccomp profile lies that it names as file; `pool`: where containers' addresses are from.
     """
 
-    __slots__ = ("name", "directory", "about", "sections", "why", "expired", "expires", "sources")
+    __slots__ = ("name", "directory", "pool", "about", "sections", "why", "expired", "expires", "sources")
 
-    def __init__(self, name: str, directory: str) -> None:
+    def __init__(self, name: str, directory: str, pool: str) -> None:
         self.name = name
         self.directory = directory
+        self.pool = pool
         self.about = ""
         self.sections: Sections = {}
         self.why: dict[str, Reason] = {}
@@ -59,7 +60,8 @@ class Resolved(Value):
 
 def resolve(name: str, config: policy.Config, file: str | None = None, now: float | None = None) -> Resolved:
     """The policy `name`, or the one in `file` (looked at, not trusted), at unix time `now`. Raises its first fault."""
-    out = Resolved(name, config.etc + "/policies" if file is None else os.path.dirname(os.path.abspath(file)))
+    directory = config.etc + "/policies" if file is None else os.path.dirname(os.path.abspath(file))
+    out = Resolved(name, directory, config.network_pool)
     for source in reversed(_chain(name, config, file)):
         out.sources[source.path] = source.stat
         out.about = source.data["about"]
@@ -139,7 +141,6 @@ class _File:
     def intent(self, index: int, intent: dict[str, Any]) -> None:
         kind, name = INTENTS[intent["name"]], "intents." + intent["name"]
         reason = {**self.reason(intent, "intents", index), "intent": intent["name"]}
-        reason |= {"note": kind.note} if kind.note else {}
         if not self.valid(name, reason):
             return
         self.out.why[name] = reason

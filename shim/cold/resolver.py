@@ -151,6 +151,14 @@ def end(directory: str, profile: str) -> None:
         Path(place, name).unlink(missing_ok=True)
 
 
+def forget(directory: str, profile: str) -> None:
+    """Its cache: what it answers from there is put into no set, and the sets may be new ones."""
+    pid, _ = host_state.resolver(directory, profile)
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGHUP)
+
+
 def _ended(pid: int, directory: str, profile: str) -> None:
     fd = os.pidfd_open(pid)
     try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shim.lattice import Section, Spec
 
     Grant = tuple[str, str, int, int]
+    Block = tuple[int, int, int]  # bits of an address, first and last address
     Ports = tuple[tuple[int, int], ...]  # disjoint ranges with a gap between any two, ascending
     Map = tuple[tuple[int, int, Ports], ...]  # addresses first..last and their ports: ascending, none could be one
 
@@ -134,7 +135,7 @@ def refusals(asked: Network, granted: Network) -> list[Exception]:
     return []
 
 
-def block(cidr: str) -> tuple[int, int, int]:
+def block(cidr: str) -> Block:
     """(bits, first, last address) of "203.0.113.0/24" or an IPv6 one, as `inet_pton` reads it."""
     from _socket import AF_INET, AF_INET6, inet_pton
 
@@ -194,32 +195,51 @@ def _merged(pieces: Iterable[tuple[int, int, Ports]]) -> Map:
     return tuple(out)
 
 
-def without(grants: list[Grant], addresses: list[tuple[int, int]]) -> list[Grant]:
-    """Grants (protocol, CIDR, first port, last port) less single addresses (bits, number), unless one is granted for
-    itself; the same list where there is nothing to take.
+def holds(blocks: list[Block], cidr: str) -> bool:
+    """Whether all of an address, or of a network, is in one of the blocks."""
+    width, low, high = block(cidr)
+    return any(width == one[0] and one[1] <= low and high <= one[2] for one in blocks)
+
+
+def within(grants: list[Grant], blocks: list[Block]) -> list[Grant]:
+    """Those of single IPv4 addresses that are in one of the blocks."""
+    single = {_address(low, width) for width, low, high in blocks if low == high and width == WIDTHS[0]}
+    wide = [one for one in blocks if one[0] == WIDTHS[0] and one[1] != one[2]]
+    named = [(grant, *grant[1].partition("/")) for grant in grants]
+    return [
+        grant
+        for grant, address, _, bits in named
+        if bits in ("", "32") and (address in single or (wide and holds(wide, address)))
+    ]
+
+
+def without(grants: list[Grant], blocks: list[Block]) -> list[Grant]:
+    """Grants (protocol, CIDR, first port, last port) less networks, unless one address is granted for itself; the same
+    list where there is nothing to take.
     """
     out, taken = [], False
     for grant in grants:
-        blocks = [block(grant[1])]
-        for width, address in addresses if blocks[0][1] != blocks[0][2] else ():
-            parts = [part for one in blocks for part in _around(one, width, address)]
-            blocks, taken = parts, taken or parts != blocks
+        left = [block(grant[1])]
+        for gone in blocks if left[0][1] != left[0][2] else ():
+            parts = [part for one in left for part in _around(one, gone)]
+            left, taken = parts, taken or parts != left
         out += [
             (grant[0], f"{_address(low, width)}/{width - (high - low).bit_length()}", *grant[2:])
-            for width, low, high in blocks
+            for width, low, high in left
         ]
     return out if taken else grants
 
 
-def _around(one: tuple[int, int, int], width: int, address: int) -> list[tuple[int, int, int]]:
-    """A block (bits, first, last) without an address in it, as halves of halves."""
-    own, low, high = one
-    if own != width or not low <= address <= high:
+def _around(one: Block, gone: Block) -> list[Block]:
+    """A network without another, as halves of halves: one of both holds the other, or they are apart."""
+    width, low, high = one
+    own, first, last = gone
+    if own != width or last < low or high < first:
         return [one]
     out = []
-    while low < high:
+    while low < first or last < high:
         middle = (low + high) // 2
-        if address <= middle:
+        if last <= middle:
             out.append((width, middle + 1, high))
             high = middle
         else:

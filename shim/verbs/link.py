@@ -48,9 +48,10 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, con
         section["publish"] = _picked(section.get("publish", []), spec)
         _are_free(section["publish"])
         bridge = _bridge(chosen, config)
-        gateway, services = bridge["gateway"], section.get("services", [])
+        gateway = bridge["gateway"]
         section["gateway"], section["profile"] = gateway, chosen.name
-        section["outbound"] = [*section["outbound"], *([p, gateway, *ports] for p, *ports in services)]
+        services = [[protocol, gateway, *ports] for protocol, *ports in section.get("services", [])]
+        section["outbound"], section["at_host"] = [*section["outbound"], *services], [*section["at_host"], *services]
         directory, name, own = host_state.DIRECTORY, "address", _inside(section)
         at = (bridge["index"], gateway, bridge["prefix"], six)
     address = host_state.take(directory, chosen.name, state.name_of(root, container))
@@ -142,7 +143,7 @@ def _picked(listed: list[list[Any]], spec: Spec) -> list[list[Any]]:
 def _bridge(chosen: Policy, config: Config) -> dict[str, Any]:
     """The bridge of a policy, with the host's rules as they were made; made, or repaired, where something is amiss."""
     with netlink.Socket(netlink.NETFILTER) as socket:
-        found = host_state.ready(host_state.DIRECTORY, chosen.name, chosen.digest, socket.dump)
+        found = host_state.ready(host_state.DIRECTORY, chosen.name, chosen.digest, socket)
     if host_state.forsaken(host_state.DIRECTORY, chosen.name, state.DIRECTORY):
         from shim.cold import net_down  # somebody was killed, or this host's /run is not: seldom
 

@@ -136,6 +136,7 @@ def _filled(spec: Spec, section: dict[str, Any], facts: Facts, link: str, engine
     kept["outbound"] = [*kept["outbound"], *found]
     if link:
         kept["pinned"] = found + [[p, one, 53, 53] for one in kept["resolvers"] for p in network.PROTOCOLS]
+        kept["at_host"] = network.within([*kept["outbound"], *kept["pinned"]], own)
         return Lock(b"", kept, hosts, link, resolver)
     gate.bring("steps")
     from shim.verbs import steps

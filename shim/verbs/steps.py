@@ -29,7 +29,7 @@ def linked(section: dict[str, Any], at: At, digest: str, address: bytes) -> byte
     if "macvlan" in section:  # the lock inside is the only one
         steps += link.on_lan(port, six)
     else:
-        enter = host.enter(port, labels.tag(digest), section["pinned"], section.get("services", ()))
+        enter = host.enter(port, labels.tag(digest), section["pinned"], section["at_host"])
         steps += (enter, *host.doors(port, section["publish"]), *link.steps(port, six))
     # With `auto` an engine's network is filtered where it is, all else is not what the policy wants.
     return plan.encode(steps if section["mode"] == "auto" else plan.required(steps))

@@ -44,10 +44,13 @@ def _elements(every: list[str] | None) -> str:
 
 
 def chains(six: bool, dns: bool, icmp: bool) -> dict[str, list[str]]:
-    out = {"deny": _deny("")}
+    refusal = ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
+    out = {"deny": _deny(""), "led_on": refusal}
     out["output"] = [
         "type filter hook output priority filter; policy drop;",
         *(["meta nfproto ipv6 ct state new fib saddr type != local drop"] if six else []),
+        "meta nfproto ipv4 ip hdrlength != 5 goto led_on",
+        "exthdr rt exists goto led_on",
         *([] if dns else ["ip daddr 127.0.0.11 goto deny"]),
         "oif 1 accept",
         "ct state invalid drop",
@@ -57,12 +60,14 @@ def chains(six: bool, dns: bool, icmp: bool) -> dict[str, list[str]]:
     out["input"] = [
         "type filter hook input priority filter; policy drop;",
         "iif 1 accept",
+        "meta nfproto ipv4 ip hdrlength != 5 drop",
+        "exthdr rt exists drop",
         "ct state invalid drop",
         "meta nfproto ipv6 goto input6" if six else "meta nfproto ipv6 counter drop",
         "icmp type redirect drop",
         *_input("", icmp),
     ]
-    out["forward"] = ["type filter hook forward priority filter; policy drop;"]
+    out["forward"] = ["type filter hook forward priority filter; policy drop;", "drop"]
     if six:
         out["deny6"] = _deny("6")
         out["output6"] = ["icmpv6 type 133-136 accept", *_output("6", icmp)]

@@ -52,8 +52,11 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HostLab]:
         pytest.skip(lacking)
     made = HostLab(tmp_path / "net")
     try:
-        if Path("/proc/sys/net/bridge").exists():
-            shown = int(getattr(request, "param", "bare") == "br_netfilter")
+        shown = int(getattr(request, "param", "bare") == "br_netfilter")
+        there = Path("/proc/sys/net/bridge").exists()
+        if shown and not there:
+            pytest.skip("NO br_netfilter HERE: WHAT IT SHOWS TO THE HOST'S TABLES IS NOT TESTED")
+        if there:
             made.on_host("sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={shown}")
         yield made
     finally:
@@ -61,8 +64,8 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HostLab]:
 
 
 def refused(said: str) -> bool:
-    """Answered, and not by silence: a bound on behaviour, however busy the machine is."""
-    return said.removesuffix(" late") in ("ECONNREFUSED", "EHOSTUNREACH")
+    """Answered, within 100 ms."""
+    return said in ("ECONNREFUSED", "EHOSTUNREACH")
 
 
 def connected(made: socket.socket, address: str, port: int) -> str:
@@ -211,7 +214,7 @@ def test_no_policy_grants_other_agents_nor_what_is_never_granted(lab: HostLab) -
 def test_as_a_containers_start_links_it(lab: HostLab) -> None:
     """With the real link: the tables let through what they should, and the link is what they expect."""
     lab.serve(lab.i, *both(FAR, 443, 53, 444))
-    lab.real(A, published=PUBLISHED, services=[("tcp", 9000, 9000)])
+    lab.real(A, published=PUBLISHED, services=[("tcp", GATEWAY, 9000, 9000)])
     lab.serve(lab.a, *both("0.0.0.0", 80))
     lab.serve(lab.h, *both("0.0.0.0", 9000))
     assert (lab.tcp(FAR, 443, lab.a), lab.udp(FAR, 53, lab.a), lab.tcp(GATEWAY, 9000, lab.a)) == ("open",) * 3
@@ -490,21 +493,60 @@ def udp_from(source: str, port: int, target: str) -> None:
 
 
 @either_way
-def test_services_of_the_host_at_the_gateway_only(lab: HostLab) -> None:
-    lab.serve(lab.h, *both("0.0.0.0", 9000, 9001, 9005), *both("127.0.0.1", 9002))
-    lab.agent(A, services=[("tcp", 9000, 9000), ("tcp", 9002, 9002), ("tcp", 9004, 9006)])
+def test_services_of_the_host_at_the_addresses_that_are_granted(lab: HostLab) -> None:
+    lab.serve(lab.h, *both("0.0.0.0", 9000, 9001, 9005), *both("127.0.0.1", 9002), *both(DOCKER0, 9008))
+    at_gateway = [("tcp", GATEWAY, 9000, 9000), ("tcp", GATEWAY, 9002, 9002), ("tcp", GATEWAY, 9004, 9006)]
+    lab.agent(A, services=[*at_gateway, ("tcp", HOST_LAN, 9001, 9001), ("udp", DOCKER0, 9008, 9008)])
     lab.agent(B)
-    assert lab.tcp(GATEWAY, 9000, lab.a) == lab.tcp(GATEWAY, 9005, lab.a) == "open"
-    for address, port in ((GATEWAY, 9001), (GATEWAY, 9002), (HOST_LAN, 9000), (OTHER_GATEWAY, 9000), (DOCKER0, 9000)):
+    assert lab.tcp(GATEWAY, 9000, lab.a) == lab.tcp(GATEWAY, 9005, lab.a) == lab.tcp(HOST_LAN, 9001, lab.a) == "open"
+    assert lab.udp(DOCKER0, 9008, lab.a) == "open"
+    for address, port in (
+        (GATEWAY, 9001), (GATEWAY, 9002), (HOST_LAN, 9000), (OTHER_GATEWAY, 9000), (DOCKER0, 9000), (DOCKER0, 9008),
+        (HOST_OUT, 9001),
+    ):  # fmt: skip
         assert refused(lab.tcp(address, port, lab.a)), (address, port)
     assert lab.udp(GATEWAY, 9000, lab.a) != "open"
-    assert refused(lab.tcp(GATEWAY, 9000, lab.b))
+    for address, port in ((GATEWAY, 9000), (HOST_LAN, 9001)):
+        assert refused(lab.tcp(address, port, lab.b))
+
+
+def test_the_hosts_loopback_though_an_element_has_it(lab: HostLab) -> None:
+    """A grant of 127.0.0.1, or a lease, means the container's own."""
+    lab.serve(lab.h, ("udp", "127.0.0.1", 9001))
+    lab.on_host("sysctl", "-qw", "net.ipv4.conf.as-web.route_localnet=1")
+    lab.agent(A, services=[("udp", "127.0.0.1", 9001, 9001)])
+    lab.lease(A, "udp", "127.0.0.1", 9001, 60_000)
+    asked = frame(BRIDGE_MAC, mac(packed(A)), datagram(A, "127.0.0.1", 9001, b"here"))
+
+    def answers() -> int:
+        said = lab.heard(lab.a, lambda: lab.send(lab.a, asked))
+        return len([one for one in said if one.endswith(b"here") and one[23] == 17])
+
+    assert answers() == 0
+    handle = next(
+        line.rpartition(" ")[2]
+        for line in lab.on_host("nft", "-a", "list", "chain", "inet", "agentshim", "to_host").splitlines()
+        if "127.0.0.0/8" in line
+    )
+    lab.on_host("nft", "delete", "rule", "inet", "agentshim", "to_host", "handle", handle)
+    assert answers() == 1, "it is this rule"
+
+
+def test_a_lease_of_an_address_of_the_hosts(lab: HostLab) -> None:
+    lab.serve(lab.h, *both(HOST_LAN, 9000, 9001))
+    lab.agent(A)
+    lab.agent(B)
+    assert refused(lab.tcp(HOST_LAN, 9000, lab.a))
+    lab.lease(A, "tcp", HOST_LAN, 9000, 60_000)
+    assert lab.tcp(HOST_LAN, 9000, lab.a) == "open"
+    assert refused(lab.tcp(HOST_LAN, 9001, lab.a)) and refused(lab.tcp(HOST_LAN, 9000, lab.b))
+    assert refused(lab.tcp(GATEWAY, 9000, lab.a)) and lab.udp(HOST_LAN, 9000, lab.a) != "open"
 
 
 def test_a_service_that_somebody_leads_elsewhere_is_not_what_was_granted(lab: HostLab) -> None:
     """Docker publishes by a DNAT of every local address: what is behind it is looked up, not the gateway."""
     lab.serve(lab.d, *both(DOCKER, 80))
-    lab.agent(A, services=[("tcp", 7000, 7000)])
+    lab.agent(A, services=[("tcp", GATEWAY, 7000, 7000)])
     rule = f"fib daddr type local tcp dport 7000 dnat to {DOCKER}:80"
     text = f"table ip t {{ chain c {{ type nat hook prerouting priority -100; {rule}; }}; }}"
     lab.on_host("nft", "-f", "-", text=text)
@@ -576,7 +618,7 @@ def test_icmp_only_if_granted_and_errors_come_back(lab: HostLab) -> None:
 
 
 def test_rules_that_were_flushed_or_changed_are_found(lab: HostLab) -> None:
-    step = lab.agent(A, published=PUBLISHED, services=[("tcp", 1, 2)], pinned=[("udp", FAR, 1, 1)])
+    step = lab.agent(A, published=PUBLISHED, services=[("tcp", GATEWAY, 1, 2)], pinned=[("udp", FAR, 1, 1)])
     with records.opened(f"/run/netns/{lab.h}") as kernel:
         kept = fingerprint.taken(kernel.dump)
         lab.ask(step.undo)

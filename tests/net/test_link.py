@@ -22,10 +22,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks import labels, link, lock, netlink, nft, plan
+from hooks import host, host_state, labels, link, lock, netlink, nft, plan
 from hooks.link import Port
 from hooks.plan import CONTAINER, HOST, KEEP, NETNS, ONLY_EMPTY, Step
+from shim.cold import net_down
 from shim.errors import HostError
+from tests.net import hostlab
 from tests.net import lab as labs
 
 GATEWAY = bytes((10, 207, 0, 1))
@@ -43,6 +45,36 @@ def colons(address: bytes) -> str:
 
 
 Done = subprocess.CompletedProcess[str]
+
+
+def called(
+    lab: labs.Lab,
+    host: str,
+    container: str,
+    steps: tuple[Step, ...],
+    place: Path,
+    *words: str,
+    wrap: tuple[str, ...] = (),
+) -> Done:
+    """The native hook in the namespace `host`, for a process in the namespace `container`."""
+    child, reader = lab.fork(container, lambda: time.sleep(60))
+    try:
+        labs.wait_until(lambda: os.readlink(f"/proc/{child}/ns/net") != os.readlink("/proc/self/ns/net"))
+        return called_for(host, child, steps, place, *words, wrap=wrap)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+
+
+def called_for(
+    host: str, pid: int, steps: tuple[Step, ...], place: Path, *words: str, wrap: tuple[str, ...] = ()
+) -> Done:
+    place.write_bytes(plan.encode(steps))
+    place.chmod(0o600)
+    state = json.dumps({"ociVersion": "1.0.2", "id": "x", "pid": pid, "bundle": "/"})
+    command = [*wrap, "nsenter", f"--net=/run/netns/{host}", str(HOOK), str(place), *words]
+    return subprocess.run(command, input=state, capture_output=True, text=True, timeout=30)
 
 
 class Ground(labs.Lab):
@@ -79,21 +111,10 @@ class Ground(labs.Lab):
 
     def call(self, steps: tuple[Step, ...], place: Path, *words: str, of: str = "", wrap: tuple[str, ...] = ()) -> Done:
         """The native hook, for a process in the container's namespace, with this ground's host for host."""
-        child, reader = self.fork(of or self.c, lambda: time.sleep(60))
-        try:
-            labs.wait_until(lambda: os.readlink(f"/proc/{child}/ns/net") != os.readlink("/proc/self/ns/net"))
-            return self.call_for(child, steps, place, *words, wrap=wrap)
-        finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os.close(reader)
+        return called(self, self.i, of or self.c, steps, place, *words, wrap=wrap)
 
-    def call_for(self, pid: int, steps: tuple[Step, ...], place: Path, *words: str, wrap: tuple[str, ...] = ()) -> Done:
-        place.write_bytes(plan.encode(steps))
-        place.chmod(0o600)
-        state = json.dumps({"ociVersion": "1.0.2", "id": "x", "pid": pid, "bundle": "/"})
-        command = [*wrap, "nsenter", f"--net=/run/netns/{self.i}", str(HOOK), str(place), *words]
-        return subprocess.run(command, input=state, capture_output=True, text=True, timeout=30)
+    def call_for(self, pid: int, steps: tuple[Step, ...], place: Path) -> Done:
+        return called_for(self.i, pid, steps, place)
 
     def python(self, steps: tuple[Step, ...], act: Callable[..., None] = plan.replay, of: str = "") -> None:
         """The replay in Python; HostError as it says."""
@@ -601,6 +622,112 @@ def test_killed_between_two_steps(ground: Ground, tmp_path: Path, sent: int) -> 
     labs.wait_until(lambda: gone(ground))
     assert ground.call(steps, tmp_path / "plan", "undo", of=ground.i).returncode == 0
     assert ground.is_clean()
+
+
+class Lives:
+    """Containers with all that a plan has: the lock, elements of the host's of every kind, doors, the link."""
+
+    def __init__(self, directory: Path) -> None:
+        self.lab = hostlab.HostLab(directory / "net")
+        self.directory, self.file = self.lab.directory, directory / "nobody.net"  # named as the address's owner
+        self.count = 0
+
+    def begin(self) -> tuple[str, tuple[Step, ...], Path]:
+        """A namespace, the plan for it, and the file of its address, taken by a process that has ended."""
+        self.count += 1
+        name = f"ask-{os.getpid()}-{self.count}"
+        labs.ip("netns", "add", name)
+        self.lab.made.append(name)
+        bridge = self.lab.bridges["web"]
+        address = self.lab.inside(self.lab.h, lambda: host_state.take(self.directory, "web", "nobody"))
+        port = Port(bridge["index"], hostlab.packed(bridge["gateway"]), bridge["prefix"], address)
+        pinned = [("tcp", "203.0.113.9", 443, 443), ("tcp", "203.0.113.9", 1000, 1003)]
+        gateway = bridge["gateway"]
+        services = [("tcp", gateway, 9000, 9000), ("udp", gateway, 9004, 9006)]
+        steps = (
+            *SECURITY,
+            host.enter(port, bridge["tag"], pinned, services),
+            *host.doors(port, [("127.0.0.1", 8080, 80, "tcp"), ("127.0.0.1", 8080, 80, "udp")]),
+            *link.steps(port),
+        )
+        return name, steps, Path(host_state.place_of(self.directory, "web", address))
+
+    def call(self, name: str, steps: tuple[Step, ...], *words: str, kill: int = 0) -> bool:
+        """Whether the hook has ended by itself; `kill`: before this message of it, at none where that is 0."""
+        how = ("strace", "-f", "-o", "/dev/null", "-e", f"inject=sendto:signal=KILL:when={kill}") if kill else ()
+        done = called(self.lab, self.lab.h, name, steps, self.file, *words, wrap=how)
+        assert done.returncode == 0 or (kill and not done.stderr), done
+        return done.returncode == 0
+
+    def end(self, name: str) -> None:
+        labs.ip("netns", "del", name)
+        self.lab.made.remove(name)
+        labs.wait_until(lambda: not self.ports())
+
+    def ports(self) -> list[str]:
+        told = json.loads(self.lab.on_host("ip", "-j", "link"))
+        return [one["ifname"] for one in told if one["ifname"].startswith("av")]
+
+    def elements(self) -> list[str]:
+        """What the host's sets hold for containers, as nft reads it."""
+        told = json.loads(self.lab.on_host("nft", "-j", "list", "ruleset"))["nftables"]
+        every = [one.get("set") or one.get("map") for one in told]
+        of_policies = ("flows", "hosts_", "nets_", "learned_")
+        found = [one for one in every if one and not one["name"].startswith(of_policies)]
+        return [f"{one['name']} {key}" for one in found for key in one.get("elem", ())]
+
+    def addresses(self) -> list[str]:
+        names = os.listdir(Path(self.directory, "web", host_state.ADDRESSES))
+        return [one for one in names if one != host_state.LOCK]
+
+    def collect(self) -> None:
+        self.lab.inside(self.lab.h, lambda: net_down.gc(self.directory, living=set))
+
+
+@pytest.fixture
+def lives(tmp_path: Path) -> Iterator[Lives]:
+    if labs.missing():
+        pytest.skip(labs.missing().replace("LOCK", "LINK"))
+    if not HOOK.exists() or not shutil.which("strace"):
+        pytest.skip("NO native/build/agentshim-net, or no strace: A HOOK THAT IS KILLED IS NOT TESTED")
+    made = Lives(tmp_path)
+    try:
+        yield made
+    finally:
+        made.lab.close()
+
+
+def test_killed_before_any_step_of_a_whole_plan(lives: Lives) -> None:
+    """What the hook has done by then goes with the namespace, and by `net gc`."""
+    left: list[int] = []
+    for sent in range(1, 99):
+        name, steps, _ = lives.begin()
+        done = lives.call(name, steps, kill=sent)
+        left.append(len(lives.elements()))
+        assert bool(lives.ports()) == (sent > 5), "the link begins behind the look, the lock, elements and doors"
+        lives.end(name)
+        lives.collect()
+        assert (lives.elements(), lives.addresses(), lives.ports()) == ([], [], [])
+        if done:
+            break
+    assert done and sent == len(steps) + 2, "one message for each step, behind the look around"
+    assert left == [0, 0, 0, 7, *[11] * 6], "elements come at once, and so do doors"
+
+
+def test_killed_before_any_step_of_the_end(lives: Lives) -> None:
+    left: list[int] = []
+    for sent in range(1, 99):
+        name, steps, file = lives.begin()
+        assert lives.call(name, steps)
+        lives.end(name)
+        done = lives.call(lives.lab.h, steps, "undo", str(file), kill=sent)
+        left.append(len(lives.elements()))
+        assert file.exists() != done, "an address is free when nothing in the kernel speaks of it"
+        lives.collect()
+        assert (lives.elements(), lives.addresses(), lives.ports()) == ([], [], [])
+        if done:
+            break
+    assert done and left[0] == 11 and left[-1] == 0 and left == sorted(left, reverse=True)
 
 
 # Many

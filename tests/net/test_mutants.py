@@ -17,11 +17,11 @@ Rules = dict[str, list[bytes]]
 Change = Callable[[Rules], object]
 
 
-def load(lab: Lab, section: dict[str, Any], change: Change, rows: int = lock.ROWS) -> None:
+def load(lab: Lab, section: dict[str, Any], change: Change, rows: int = lock.ROWS, six: bool = False) -> None:
     """The lock of `section`, its rules changed; in place of the one that is there."""
     if lab.rules():
         lab.nft("delete", "table", "inet", "agentshim")
-    made = chains.rules(False, bool(section.get("dns")), bool(section.get("icmp")))
+    made = chains.rules(six, bool(section.get("dns")), bool(section.get("icmp")))
     before = {name: list(rules) for name, rules in made.items()}
     change(made)
     assert (made == before) == (change is nothing)
@@ -103,7 +103,8 @@ def test_lo_accepted_before_the_engines_resolver_is_refused(lab: Lab) -> None:
     lab.serve(lab.c, ("udp", "127.0.0.11", 53))
 
     def lo_first(rules: Rules) -> None:
-        rules["output"].insert(0, rules["output"].pop(1))
+        rules["output"].remove(chains.OUT_LO + chains.ACCEPT)
+        rules["output"].insert(0, chains.OUT_LO + chains.ACCEPT)
 
     said = answers(lab, {}, lo_first, lambda: lab.udp("127.0.0.11", 53))
     assert said == ["EPERM", "open"]

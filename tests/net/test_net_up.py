@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 
 from hooks import fingerprint, host, host_state, link, netlink, nft
 from shim import policy
-from shim.cold import bridges, net_down, net_others, net_up, network_of_host, policies
+from shim.cold import bridges, net_agents, net_down, net_others, net_up, network_of_host, policies, resolver
 from shim.errors import HostError, Invalid, Refused
 from tests.net import lab as labs
 from tests.net.lab import Lab
@@ -120,7 +121,7 @@ def test_a_bridge_as_it_should_be(lab: Bare, place: str) -> None:
     made, told = up(lab, place)
     assert made | {"index": 0} == {
         "profile": "web", "bridge": "as-web", "prefix": 22, "subnet": "10.207.0.0/22", "gateway": "10.207.0.1",
-        "tag": "0a" * 6, "published": False, "learned": False, "index": 0,
+        "tag": "0a" * 6, "published": False, "learned": False, "index": 0, "docker": "",
     }  # fmt: skip
     (shown,) = json.loads(
         subprocess.run(
@@ -217,7 +218,7 @@ def test_repaired(lab: Bare, place: str, change: str) -> None:
 def ready(lab: Bare, place: str, digest: str = DIGEST) -> bool:
     def go() -> bool:
         with netlink.Socket(netlink.NETFILTER) as kernel:
-            return host_state.ready(place, "web", digest, kernel.dump) is not None
+            return host_state.ready(place, "web", digest, kernel) is not None
 
     answer: bool = inside(lab, go)
     return answer
@@ -235,6 +236,80 @@ def test_a_start_sees_what_is_lacking(lab: Bare, place: str) -> None:
     assert not ready(lab, place)
     lab.nft("flush", "ruleset")
     assert not ready(lab, place)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ip link set as-web down",
+        "sysctl -qw net.ipv4.ip_forward=0",
+        "sysctl -qw net.ipv4.conf.as-web.forwarding=0",
+        "iptables-nft -N DOCKER-USER",
+        "iptables-legacy -N DOCKER-USER",
+    ],
+)
+def test_a_start_sees_what_keeps_packets_from_passing(lab: Bare, place: str, change: str) -> None:
+    program, *words = change.split()
+    if program.startswith("iptables") and not net_others.program(program):
+        pytest.skip(f"NO {program} HERE")
+    up(lab, place)
+    assert ready(lab, place)
+    subprocess.run(["ip", "netns", "exec", lab.c, program, *words], check=True, capture_output=True)
+    assert not ready(lab, place)
+    up(lab, place)
+    assert ready(lab, place)
+
+
+def test_the_gate_is_one_filter_whatever_the_mark(lab: Bare, place: str) -> None:
+    """What it drops: conformance/oci/test_repair.py."""
+    made, _ = up(lab, place)
+    for mark in (host.MARK, 0x40000000, 0x40000000):
+
+        def go(mark: int = mark) -> None:
+            with netlink.Socket(netlink.ROUTE) as kernel:
+                bridges.gate(kernel, made["index"], mark)
+
+        inside(lab, go)
+        told = subprocess.run(
+            ["tc", "-n", lab.c, "filter", "show", "dev", "as-web", "ingress"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert told.count("bytecode") == 1 and f",69 0 1 {mark}," in told and "direct-action" in told
+
+
+def test_names_are_not_learned_without_the_gate(lab: Bare, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "")
+
+    monkeypatch.setattr(bridges, "gate", lacking)
+    monkeypatch.setattr(resolver, "program", lambda: "")
+    learning = {**SECTION, "learned": [["tcp", "api.example.com", 443, 443]], "public": ["203.0.113.0/24"]}
+    with pytest.raises(HostError, match="CONFIG_NET_CLS_BPF"):
+        up(lab, place, section=learning)
+    (state,) = json.loads(
+        subprocess.run(["ip", "-n", lab.c, "-j", "link", "show", "as-web"], capture_output=True, check=True).stdout
+    )
+    assert "UP" not in state["flags"]
+
+
+@pytest.mark.parametrize("change", ["-F DOCKER-USER", "-D DOCKER-USER 1", "-A DOCKER-USER -j DROP"])
+def test_a_start_sees_changes_of_dockers_chain(lab: Bare, place: str, change: str) -> None:
+    def tables(*words: str) -> None:
+        subprocess.run(["ip", "netns", "exec", lab.c, "iptables-nft", "-w", *words], check=True, capture_output=True)
+
+    if not net_others.program("iptables-nft"):
+        pytest.skip("NO iptables-nft HERE")
+    tables("-N", "DOCKER-USER")
+    up(lab, place)
+    assert ready(lab, place)
+    tables("-A", "FORWARD", "-s", "192.0.2.1", "-j", "ACCEPT")  # another chain's affair
+    assert ready(lab, place)
+    tables(*change.split())
+    assert not ready(lab, place)
+    up(lab, place)
+    assert ready(lab, place)
 
 
 @pytest.mark.parametrize(
@@ -390,6 +465,20 @@ def test_killed_before_any_step(lab: Bare, place: str, monkeypatch: pytest.Monke
     assert steps > 10
 
 
+def test_killed_before_elements_are_back(lab: Bare, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules are right again; the next start still finds that something is left to do."""
+    up(lab, place)
+    lab.nft("flush", "ruleset")
+    with monkeypatch.context() as patch:
+        patch.setattr(net_agents, "restore", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        child, pipe = lab.fork(lab.c, lambda: net_up.up("web", SECTION, DIGEST, place, told=lambda line: None))
+        os.waitpid(child, 0)
+        os.close(pipe)
+    assert "chain from_agent" in lab.nft("list", "ruleset") and not ready(lab, place)
+    up(lab, place)
+    assert ready(lab, place)
+
+
 def test_killed_on_the_way_down(lab: Bare, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for steps in range(4):
         made, _ = up(lab, place)
@@ -490,7 +579,8 @@ def test_no_bridge_no_address(place: str) -> None:
 
 def test_gc_takes_what_has_no_owner_and_nothing_else(lab: Bare, place: str) -> None:
     made, _ = up(lab, place)
-    lives = enter(lab, place, "alive", made, pinned=[("tcp", "203.0.113.9", 1, 1)], services=[("tcp", 1, 5)])
+    services = [("tcp", "10.207.0.1", 1, 5)]
+    lives = enter(lab, place, "alive", made, pinned=[("tcp", "203.0.113.9", 1, 1)], services=services)
     dead = enter(lab, place, "dead", made, published=[("127.0.0.1", 8080, 80, "tcp")])
     no_file = enter(lab, place, "alive", made)
     host_state.give_back(place, "web", no_file)

@@ -268,11 +268,12 @@ def test_a_hard_denied_lease_is_one_that_the_rules_deny() -> None:
 
 
 def test_ipv6_has_the_rules_of_ipv4() -> None:
-    """But for what only one of them has: of output strangers on lo, the resolver, lo, invalid and the way to IPv6; of
-    input lo, invalid, the way to IPv6 and redirects; of IPv6 neighbour discovery and one more metadata service.
+    """But for what only one of them has, or both: of output strangers on lo, what is led on, the resolver, lo, invalid
+    and the way to IPv6; of input lo, what is led on, invalid, the way to IPv6 and redirects; of IPv6 neighbour
+    discovery and one more metadata service.
     """
     made = chains.rules(True, False, True)
-    assert [len(made[name]) - len(made[name + "6"]) for name in ("deny", "output", "input")] == [0, 5 - 1 - 1, 4 - 1]
+    assert [len(made[name]) - len(made[name + "6"]) for name in ("deny", "output", "input")] == [0, 7 - 1 - 1, 6 - 1]
 
 
 def test_hot_modules_import_built_ins_alone() -> None:

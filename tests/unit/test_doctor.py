@@ -499,6 +499,7 @@ def test_sysctls_and_authority(made: Made) -> None:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without networks of our own, whatever this host has."""
     monkeypatch.setattr(network, "rules", lambda host: None)
+    monkeypatch.setattr(network, "cut_off", lambda host: [])
     monkeypatch.setattr(net_others, "docker_user", dict)
     monkeypatch.setattr(net_others, "drops", list)
 
@@ -561,6 +562,14 @@ def test_our_rules(made: Made, monkeypatch: pytest.MonkeyPatch, kept: bool | Non
     for number in range(bridges):
         (made.root / f"sys/class/net/as-{number}").mkdir(parents=True)
     assert level(network.network(made.host), "network.tables") == expected
+
+
+@pytest.mark.usefixtures("quiet")
+def test_elements_of_running_containers(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert level(network.network(made.host), "network.elements") == OK
+    monkeypatch.setattr(network, "cut_off", lambda host: ["c1", "c2"])
+    ((seen, _, words),) = rows(network.network(made.host), "network.elements")
+    assert seen == FAIL and "c1, c2" in words
 
 
 def test_rules_that_were_loaded_and_are_not_there(made: Made) -> None:

@@ -79,14 +79,14 @@ def test_learned_names_count_as_every_public_address() -> None:
 
 
 def test_the_lock_inside_lets_through_what_no_record_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = (32, int.from_bytes(bytes((8, 8, 8, 8)), "big"))
+    own = network.block("8.8.8.0/24")
     monkeypatch.setattr(kernel, "addresses", lambda: [own])
     section = compiled()
     inside = network.from_policy({**link._inside(section), "learned": []})
     wide = network.from_policy(section)
     assert network.leq(inside, wide) and not network.leq(wide, inside)
-    assert not any(low <= own[1] <= high for low, high, _ in inside.outbound[0]), "the host's own address"
-    assert any(low <= own[1] <= high for low, high, _ in wide.outbound[0])
+    assert not any(low <= own[2] and own[1] <= high for low, high, _ in inside.outbound[0]), "the host's own addresses"
+    assert any(low <= own[1] and own[2] <= high for low, high, _ in wide.outbound[0])
     assert section["outbound"] == [["tcp", "1.1.1.1/32", 80, 80]], "as it was"
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import json
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,13 +147,46 @@ def test_private_addresses_need_a_reason(word: str) -> None:
     assert len(network_source.expand(section, {word})["outbound"]) == 1
 
 
-@given(some=grants, gone=st.lists(st.integers(0, 7), max_size=3))
-def test_addresses_are_taken_out_unless_they_are_granted_for_themselves(some: Any, gone: list[int]) -> None:
-    left = network.without(some, [(32, FIRST + at) for at in gone])
+BLOCKS = st.tuples(st.integers(0, 7), st.sampled_from([29, 30, 31, 32])).map(lambda one: f"10.0.0.{one[0]}/{one[1]}")
+
+
+@pytest.mark.parametrize("mode", ["isolated", "confine", "auto"])
+def test_our_containers_are_granted_to_nobody(mode: str) -> None:
+    """Neither by themselves nor as a part of what is wider; where they are, config.toml says."""
+    pool = "10.207.0.0/16"
+    for word in ("tcp:10.207.0.6:80", "udp:10.207.4.0/22:1-9", "tcp:10.207.0.0/16:1"):
+        section = {"mode": mode, "outbound": [word]}
+        with pytest.raises(Invalid, match=r"addresses outside 10\.207\.0\.0/16"):
+            network_source.expand(section, {word}, pool)
+        assert network_source.expand(section, {word}, "10.208.0.0/16")["outbound"]
+    word = "tcp:10.0.0.0/8:8080"
+    section = network_source.expand({"mode": mode, "outbound": [word, "tcp:1.1.1.1:53"]}, {word}, pool)
+    blocks = [ipaddress.ip_network(one[1]) for one in section["outbound"]]
+    assert not any(one.overlaps(ipaddress.ip_network(pool)) for one in blocks)
+    assert sum(one.num_addresses for one in blocks) == (1 << 24) - (1 << 16) + 1
+    with pytest.raises(Invalid, match="network_pool"):
+        network_source.expand({"mode": mode, "outbound": []}, set(), "10.207.0.1/16")
+
+
+@given(some=grants, gone=st.lists(BLOCKS, max_size=3))
+def test_addresses_are_taken_out_unless_they_are_granted_for_themselves(some: Any, gone: list[str]) -> None:
+    blocks = [network.block(one) for one in gone]
+    left = network.without(some, blocks)
     single = granted([one for one in some if one[1].endswith("/32")])
-    assert granted(left) == {point for point in granted(some) if point[1] not in gone} | single
+    taken = {at for at in range(8) for _, low, high in blocks if low <= FIRST + at <= high}
+    assert granted(left) == {point for point in granted(some) if point[1] not in taken} | single
     if granted(left) == granted(some) and not gone:
         assert left is some
+
+
+@given(some=grants, blocks=st.lists(BLOCKS, max_size=3))
+def test_grants_of_single_addresses_in_a_block(some: Any, blocks: list[str]) -> None:
+    """`within` is `holds`, of single addresses."""
+    own = [network.block(one) for one in blocks]
+    assert network.within(some, own) == [one for one in some if one[1][-3:] == "/32" and network.holds(own, one[1])]
+    bare = [(one[0], one[1].partition("/")[0], *one[2:]) for one in some]
+    assert network.within(bare, own) == [one for one in bare if network.holds(own, one[1])]
+    assert network.within([("tcp", "::a00:1", 1, 1)], own) == []
 
 
 def test_addresses_of_the_host() -> None:
@@ -159,13 +195,69 @@ def test_addresses_of_the_host() -> None:
     if not ip:
         pytest.skip("LOUD: no ip on this host")
     told = json.loads(subprocess.run([ip, "-j", "address"], capture_output=True, text=True, check=True).stdout)
-    expected = {
-        (32 if one["family"] == "inet" else 128, int(ipaddress.ip_address(one["local"])))
-        for link in told
-        for one in link["addr_info"]
-        if link["ifname"] != "lo"
-    }
-    assert set(kernel.addresses()) == expected
+    every = {ipaddress.ip_address(one["local"]) for link in told for one in link["addr_info"]}
+    expected = {(one.max_prefixlen, int(one), int(one)) for one in every if not one.is_loopback}
+    found = set(kernel.addresses())
+    assert expected <= found
+    assert {low for _, low, _ in found - expected} <= anycast()
+
+
+def anycast() -> set[int]:
+    """Where a router answers for its subnet, which ip-address(8) does not list."""
+    file = Path("/proc/net/anycast6")
+    return {int(line.split()[2], 16) for line in file.read_text().splitlines()} if file.exists() else set()
+
+
+ROUTES = """Id 100:
+  |-- 0.0.0.0
+     /0 host LOCAL
+Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     +-- 127.0.0.0/8 2 0 2
+        |-- 127.0.0.0
+           /8 host LOCAL
+        |-- 127.0.0.1
+           /32 host LOCAL
+        |-- 127.255.255.255
+           /32 link BROADCAST
+     |-- 192.0.2.7
+        /32 host LOCAL tos=8
+     |-- 198.51.100.0
+        /24 host LOCAL
+        /32 link BROADCAST
+"""
+ROUTES6 = """\
+20010db8000000000000000000000000 40 {0} 00 {0} 00000100 00000001 00000000 00000001     eth0
+00000000000000000000000000000001 80 {0} 00 {0} 00000000 00000003 00000000 80200001       lo
+20010db8000700000000000000000000 30 {0} 00 {0} 00000400 00000001 00000000 80000001       lo
+20010db8000900000000000000000009 80 {0} 00 {0} 00000000 00000003 00000000 80200001       lo
+20010db8000000000000000000000000 80 {0} 00 {0} 00000000 00000001 00000000 80300001     eth0
+00000000000000000000000000000000 00 {0} 00 {0} 00000400 00000001 00000000 80000001       lo
+""".format("0" * 32)
+
+
+def test_a_block_that_one_route_makes_the_hosts_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no table of a transparent proxy's."""
+    files = {"/proc/net/fib_trie": ROUTES, "/proc/net/ipv6_route": ROUTES6}
+    monkeypatch.setattr(kernel, "_read", lambda path: files[path].encode())
+    words = ("192.0.2.7", "198.51.100.0/24", "2001:db8::/128", "2001:db8:7::/48", "2001:db8:9::9")
+    assert kernel.addresses() == sorted(map(network.block, words))
+
+
+def test_the_kernel_writes_routes_so(tmp_path: Path) -> None:
+    """A network namespace with all of these."""
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("LOUD: no root, or no ip on this host")
+    made = ["link set lo up", "route add local 198.51.100.0/24 dev lo", "route add local default dev lo table 100"]
+    made += ["-6 route add local 2001:db8:7::/48 dev lo", "-6 addr add 2001:db8:9::9/128 dev lo"]
+    made += ["addr add 192.0.2.7/32 dev lo"]
+    code = "from shim import kernel; print(kernel.addresses())"
+    script = "; ".join([*(f"ip {one}" for one in made), f"exec {sys.executable} -c '{code}'"])
+    done = subprocess.run(["unshare", "-n", "sh", "-ec", script], capture_output=True, text=True, check=True)
+    words = ("192.0.2.7", "198.51.100.0/24", "2001:db8:7::/48", "2001:db8:9::9")
+    assert done.stdout == f"{sorted(map(network.block, words))}\n"
 
 
 def test_grants_without_a_filter_are_a_mistake() -> None:

@@ -42,7 +42,7 @@ def test_what_is_written_is_read(data: bytes) -> None:
 
 
 def test_a_plan_holds_the_step() -> None:
-    step = host.enter(PORT, "0123456789ab", [("tcp", "203.0.113.1", 1, 9)], [("tcp", 1, 1)])
+    step = host.enter(PORT, "0123456789ab", [("tcp", "203.0.113.1", 1, 9)], [("tcp", "10.207.0.1", 1, 1)])
     (read,) = plan.decode(plan.encode([step]))
     assert (read.do, read.undo, read.acks, read.room) == (step.do, step.undo, 1, plan.HOST | plan.ONLY_EMPTY)
     assert read.released and "10.207.0.5" in str(step)
@@ -63,8 +63,9 @@ def test_one_element_a_message_at_the_end() -> None:
         ("pinned", [("tcp", "203.0.113.1", 0, 1)]),
         ("pinned", [("tcp", "203.0.113.1", 2, 1)]),
         ("pinned", [("tcp", "203.0.113.1", 1, 65536)]),
-        ("services", [("tcp", 0, 0)]),
-        ("services", [("icmp", 1, 1)]),
+        ("services", [("tcp", "10.207.0.1", 0, 0)]),
+        ("services", [("icmp", "10.207.0.1", 1, 1)]),
+        ("services", [("tcp", "10.207.0.0/24", 1, 1)]),
         ("published", [("0.0.0.0", 1, 1, "tcp")]),
         ("published", [("::1", 1, 1, "tcp")]),
         ("published", [("127.0.0.1", 0, 1, "tcp")]),

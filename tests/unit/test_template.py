@@ -40,7 +40,7 @@ def sections(draw: st.DrawFn) -> dict[str, Any]:
         "icmp": draw(st.booleans()),
         "pinned": draw(grants),
         "publish": [["127.0.0.1", outside, inside, one] for outside, inside, one in draw(published)],
-        "services": [[one, *ports] for one, ports in draw(st.lists(st.tuples(PROTOCOLS, PORTS), max_size=2))],
+        "at_host": draw(grants),
     }
 
 

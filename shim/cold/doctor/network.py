@@ -56,6 +56,11 @@ def _tables(host: Host) -> Iterator[Finding]:
     else:
         found = "bridges without rules" if told is None else "somebody has changed or flushed our rules"
         yield Finding(FAIL, "network.tables", found, "agentshim net up")
+    if lacking := cut_off(host):
+        found = f"lacks elements of {', '.join(lacking)}: it is cut off, or more is open"
+        yield Finding(FAIL, "network.elements", found, "agentshim net up")
+    else:
+        yield Finding(OK, "network.elements", "all of running containers")
 
 
 def rules(host: Host) -> bool | None:
@@ -69,6 +74,17 @@ def rules(host: Host) -> bool | None:
         return None
     with netlink.Socket(netlink.NETFILTER) as kernel:
         return bool(fingerprint.intact(kernel.dump, kept))
+
+
+def cut_off(host: Host) -> list[str]:
+    """The running containers for which the host's lock does not hold what it should."""
+    try:
+        from hooks import host_state
+        from shim.cold import net_agents
+    except ImportError:
+        return []
+    with netlink.Socket(netlink.NETFILTER) as kernel:
+        return [one.name for one in net_agents.cut_off(host.at(host_state.DIRECTORY), kernel)]
 
 
 def _bridges_of(host: Host) -> list[str]:

@@ -27,6 +27,7 @@ DIRECTORY = "/var/log/agentshim"
 NAME = "audit.jsonl"
 FIRST = ("create", "run", "restore")  # what "refuse-create" refuses
 MOST_NAME, MOST_ERROR = 256, 1024  # characters
+MOST_DENIED = 12
 NOTHING: list[str] = []
 TODO = "make room or mend the directory; audit_log in config.toml says what goes on without a record"
 
@@ -63,9 +64,10 @@ class Entry:
         if record.get("lost"):
             fields["agentshim.lost"] = True
 
-    def granted(self, lost: list[str] = NOTHING, refused: str = "") -> None:
-        """Records that the call goes on with less in the dimensions `lost`; under mode audit, that it would have:
-        `refused` is what would have been said. HostError if it cannot be recorded and the configuration wants it.
+    def granted(self, lost: list[str] = NOTHING, refused: str = "", denied: list[str] = NOTHING) -> None:
+        """Records that the call goes on with less in the dimensions `lost`, and without the system calls `denied`;
+        under mode audit, that it would have: `refused` is what would have been said. HostError if it cannot be recorded
+        and the configuration wants it.
         """
         if self.on_failure == "off":
             return
@@ -73,6 +75,8 @@ class Entry:
         if lost:
             watched = fields.get("agentshim.mode") == "audit"
             fields["agentshim.would_lose" if watched else "agentshim.lowered"] = lost
+        if denied:
+            fields["agentshim.denied"] = denied
         if refused:
             fields["agentshim.would_refuse"] = cut(refused, MOST_ERROR)
         try:
@@ -113,6 +117,14 @@ def lowered(made: Plan) -> list[str]:
         if asked[name] is not granted[name]
         and (asked[name].digest != granted[name].digest if name == "seccomp" else asked[name] != granted[name])
     ]
+
+
+def denied(made: Plan) -> list[str]:
+    """System calls that neither side of the filter denies wholly, and that are denied: "call: why". Nearly always none;
+    of many, the first.
+    """
+    dropped: dict[str, str] = (made.granted["seccomp"].proof or {}).get("dropped") or {}
+    return [cut(f"{call}: {why}", MOST_NAME) for call, why in list(dropped.items())[:MOST_DENIED]]
 
 
 def objections(made: Plan, mode: str) -> str:

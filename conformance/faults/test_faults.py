@@ -17,6 +17,7 @@ from conformance.faults import judge
 from conformance.faults.__main__ import tried
 from conformance.faults.hooks import HOOKS
 from conformance.faults.inject import FAULTS, KILL, Stage
+from conformance.faults.networks import CALLS
 from conformance.faults.outcomes import Outcomes
 from conformance.faults.scenarios import SCENARIOS
 from conformance.room import room
@@ -28,8 +29,9 @@ pytestmark = [
     pytest.mark.skipif(not launcher().exists(), reason=f"SKIPPED LOUDLY: {launcher()} is missing: run `make build`"),
     pytest.mark.skipif(bool(MISSING), reason=f"SKIPPED LOUDLY: not installed: {' '.join(MISSING)}"),
 ]
-EVERY = {"create": 17, "run": 61, "exec": 29, "exec-options": 61, "update": 31, "delete": 1}
+EVERY = {"create": 17, "run": 61, "exec": 29, "exec-options": 61, "update": 31, "start": 31, "delete": 1}
 HOOKS_EVERY = {"hook": 61, "exchanged": 31, "net": 7}
+CALLS_EVERY = {"isolated": 197, "first": 401, "net-do": 9, "net-undo": 9}
 
 
 @pytest.fixture
@@ -63,6 +65,12 @@ def test_a_fault_in_a_call(calls_stage: Stage, name: str) -> None:
 @pytest.mark.parametrize("name", HOOKS)
 def test_a_fault_in_a_hook(stage: Stage, name: str) -> None:
     found = HOOKS[name](stage, ("EIO", "EMFILE", KILL), HOOKS_EVERY[name])
+    fine(found, 12)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_fault_where_a_network_is_made(stage: Stage, name: str) -> None:
+    found = CALLS[name](stage, ("EIO", "EMFILE", KILL), CALLS_EVERY[name])
     fine(found, 12)
 
 

@@ -93,6 +93,18 @@ def test_read_only(the_room: Room, runtime: Runtime, bundle: Maker, place: str) 
     assert runtime.status("c") == ""
 
 
+def test_read_only_caches(the_room: Room, runtime: Runtime, bundle: Maker) -> None:
+    """What cannot be kept is made again: policies, proofs, and the comparison of the first filter."""
+    where = "/var/lib/agentshim"
+    the_room.run(["sh", "-c", f"rm -rf {where}; mkdir {where}; mount --bind {where} {where}"])
+    with mounted(the_room, where, "-o", "remount,ro,bind"):
+        for name in ("a", "b"):
+            runtime.must("create", "--bundle", str(bundle(spec()).path), name)
+            runtime.must("start", name)
+        assert runtime.must("run", "--bundle", str(bundle(spec("echo", "ran")).path), "c") == "ran\n"
+        assert the_room.run(["ls", "-A", where]).out == ""
+
+
 def running(runtime: Runtime, bundle: Maker) -> Bundle:
     """A running container `c`."""
     made = bundle(sleeper(f"{runtime.cgroup}/h"))

@@ -23,11 +23,11 @@ class Few(NamedTuple):
 class Door(NamedTuple):
     """`name`; then, by dimension, words of which all must be shut for it to count as a lock, "" where it is none.
 
-    caps: none of these capabilities in any set. gain: no_new_privs. calls: denied whatever the arguments are, or with
-    those in brackets (numbers). kinds: namespaces that are not the host's. masked, readonly: paths (masked does for
-    both). nodes: devices b or c MAJOR:MINOR, * for any, that may not be opened. mounts: classes of dim.mounts that are
-    refused, or CLASS-RIGHT. flags: options of the engine's call that are not passed on. root: no uid 0. network: what
-    leaves is filtered.
+    caps: none of these capabilities in any set. gain: no_new_privs. calls: denied whatever the arguments are, or
+    wherever those in brackets are: a number is that of the low 32 bits, MASK:NUMBER that of these bits, _ any. kinds:
+    namespaces that are not the host's. masked, readonly: paths (masked does for both). nodes: devices b or c
+    MAJOR:MINOR, * for any, that may not be opened. mounts: classes of dim.mounts that are refused, or CLASS-RIGHT.
+    flags: options of the engine's call that are not passed on. root: no uid 0. network: what leaves is filtered.
     """
 
     name: str
@@ -45,14 +45,20 @@ class Door(NamedTuple):
     few: tuple[Few, ...] = ()
 
 
-INTERNET = "socket(2,1) socket(2,2) socket(10,1) socket(10,2) socketcall"
+INTERNET = "socket(2) socket(10) socketcall"
 EVERY, ROOTS = "locked agent web dev", "agent web dev"
 TRACE = "ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise"
 # clone(2): NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWPID, NEWNET; NEWTIME is unshare's and clone3's alone.
-NEW = "clone3 unshare(0x80) " + " ".join(
-    f"clone({flag:#x}) unshare({flag:#x})" for flag in (1 << 17, 1 << 25, 1 << 26, 1 << 27, 1 << 29, 1 << 30)
+NEW = "clone3 unshare(0x80:0x80) " + " ".join(
+    f"{call}({flag:#x}:{flag:#x})"
+    for flag in (1 << 17, 1 << 25, 1 << 26, 1 << 27, 1 << 29, 1 << 30)
+    for call in ("clone", "unshare")
 )
-NODES = "mknod(0,0x6000) mknod(0,0x2000) mknodat(0,0,0x6000) mknodat(0,0,0x2000)"  # S_IFBLK, S_IFCHR
+# S_IFMT, of it S_IFBLK and S_IFCHR
+NODES = "mknod(_,0xf000:0x6000) mknod(_,0xf000:0x2000) mknodat(_,_,0xf000:0x6000) mknodat(_,_,0xf000:0x2000)"
+# Of any protocol; socket(2): SOCK_RAW, and SOCK_PACKET, beside flags
+RAW = "socket(2,0xf:3) socket(10,0xf:3) socketcall"
+PACKET = "socket(17) socket(44) socket(2,0xf:10) socketcall"
 # Disks; memory, ports, the kernel's log; terminals of the host; misc (fuse, kvm, tun, loop-control, …); input; graphics
 HARDWARE = "b*:* c1:1 c1:2 c1:4 c1:11 c4:* c5:1 c10:* c13:* c226:*"
 UID_0 = "uid 0 owns these files and needs no capability; the mount is read-only, and to mount has two locks of its own"
@@ -131,7 +137,7 @@ DOORS = (
     Door("make a namespace", caps="SYS_ADMIN", calls=NEW),
     Door(
         "make a user namespace",
-        calls="clone3 clone(0x10000000) unshare(0x10000000)",
+        calls="clone3 clone(0x10000000:0x10000000) unshare(0x10000000:0x10000000)",
         few=(Few(EVERY, "seccomp", "every user may; the host's user.max_user_namespaces would be a second lock"),),
     ),
     Door("set the host's name", caps="SYS_ADMIN", calls="sethostname setdomainname", kinds="uts"),
@@ -157,7 +163,7 @@ DOORS = (
     Door("hang up terminals of others", caps="SYS_TTY_CONFIG", calls="vhangup"),
     Door(
         "type into a terminal that others read",
-        calls="ioctl(0,0x5412) ioctl(0,0x100005412) ioctl(0,0x541c)",  # TIOCSTI, with high bits, TIOCLINUX
+        calls="ioctl(_,0x5412) ioctl(_,0x541c)",  # TIOCSTI, TIOCLINUX
         few=(Few(EVERY, "seccomp", "from Linux 6.2 SYS_ADMIN as well, where dev.tty.legacy_tiocsti is 0"),),
     ),
     # keys
@@ -168,10 +174,10 @@ DOORS = (
         few=(Few(EVERY, "seccomp", "key rings are a user's, not a container's; /proc/keys is masked, but only lists"),),
     ),
     # sockets
-    Door("raw sockets", caps="NET_RAW", calls="socket(2,3,1) socket(2,0x80003,255) socket(10,3,58) socketcall"),
-    Door("packet sockets and XDP", caps="NET_RAW", calls="socket(17,3,0x300) socket(17,2) socket(44,3) socketcall"),
+    Door("raw sockets", caps="NET_RAW", calls=RAW),
+    Door("packet sockets and XDP", caps="NET_RAW", calls=PACKET),
     Door("change the host's network", caps="NET_ADMIN", kinds="network"),
-    Door("audit", caps="AUDIT_WRITE AUDIT_CONTROL AUDIT_READ", calls="socket(16,3,9) socket(16,2,9) socketcall"),
+    Door("audit", caps="AUDIT_WRITE AUDIT_CONTROL AUDIT_READ", calls="socket(16,_,9) socketcall"),
     Door(
         "connect to what listens on the host's loopback",
         calls=INTERNET,
@@ -193,12 +199,12 @@ DOORS = (
     ),
     Door(
         "sockets of the hypervisor (vsock)",
-        calls="socket(40,1) socket(40,2) socketcall",
+        calls="socket(40) socketcall",
         few=(Few(EVERY, "seccomp", "no capability and no namespace governs the family"),),
     ),
     Door(
         "the kernel's ciphers (AF_ALG)",
-        calls="socket(38,5) socketcall",
+        calls="socket(38) socketcall",
         few=(Few(EVERY, "seccomp", "no capability and no namespace governs the family"),),
     ),
 )  # fmt: skip

@@ -5,34 +5,40 @@ Next door: `loaded_filter` reads it out of the kernel. A record beside the prove
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from shim import policy, spec, state, wire
 from shim.cold import loaded_filter
 from shim.dim import capabilities, seccomp
-from shim.errors import HostError
+from shim.errors import HostError, Refused
 from shim.kernel import Facts
+from shim.seccomp.profile import Profile
 from shim.verbs import gate
 
 
 def compare(record: dict[str, Any], programs: list[bytes] | None = None) -> int:
     """The number of probes made, on the filters of a created container or on those that are given. Bug if the loaded
-    filter is looser; HostError if the container is not there.
+    filter is looser; Refused if the policy is no longer what create has held it to; HostError if the container is not
+    there.
     """
     data = state.asked(record["root"], record["id"])
     asked_spec, _ = spec.check(wire.loads(data, "start", "config.json"), "drop")
-    chosen = policy.load(record["policy"], policy.config())
     held = capabilities.from_spec({"process": record["process"]}, Facts())
-    ceiling = seccomp.resolve(seccomp.from_policy(chosen.sections.get("seccomp")), held.sets[0] & held.sets[1])
+    ceiling = seccomp.resolve(_ceiling(record), held.sets[0] & held.sets[1])
     programs = _programs(record) if programs is None else programs
     probes = loaded_filter.verify(programs, seccomp.from_spec(asked_spec, Facts()), ceiling)
-    seen = Path(gate.PROVED) / (record["unseen"] + gate.SEEN)
-    seen.write_text(json.dumps({"probes": probes}) + "\n")
-    os.chmod(seen, 0o600)
+    gate.saw(record["unseen"], probes)
     return probes
+
+
+def _ceiling(record: dict[str, Any]) -> Profile:
+    """What the policy says of system calls, if it says the same as at create: its name may mean another by now."""
+    chosen = policy.load(record["policy"], policy.config())
+    if chosen.digest != record["digest"]:
+        asked, ceiling = f"{chosen.name} as it is now", "as it was at create"
+        raise Refused("start", "policy", asked, ceiling, "create the container anew")
+    return seccomp.from_policy(chosen.sections.get("seccomp"))
 
 
 def _programs(record: dict[str, Any]) -> list[bytes]:

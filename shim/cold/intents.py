@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 
 class Intent(NamedTuple):
-    """`about`: one sentence for the manual; `joins`: section -> table; `note`: what is not granted yet, or ""."""
+    """`about`: one sentence for the manual; `joins`: section -> table."""
 
     about: str
     joins: dict[str, dict[str, Any]]
-    note: str = ""
 
 
 # {path} and {to} stand for the intent's own parameter.
@@ -60,5 +59,8 @@ INTENTS: dict[str, Intent] = {
         "connect to these peers, and no others",
         {"network": {"outbound": ["{to}"]}},
     ),
-    "user-namespaces": Intent("make user namespaces (sandboxes of browsers)", {}, "recorded; grants nothing yet"),
+    "user-namespaces": Intent(
+        "make user namespaces, and mounts in them (bwrap, sandboxes of browsers); above the built-in host limit",
+        {"seccomp": {"add": [{"names": ["@user-namespaces"]}]}},
+    ),
 }

@@ -1,22 +1,24 @@
 """`agentshim policy lint PROFILE`: what a delegate would lose, turn around or fail on in a seccomp profile.
 
-PROFILE is the name of one of ours, or a JSON file of OCI's or Docker's form, which is read under no capability and
-under all of them. Each finding names the rule's index, the call, and what happens; measured with libseccomp 2.5.4,
+PROFILE is the name of one of ours, or a JSON file of OCI's or Docker's form. Rules on capabilities and kernels are
+read as they may be there together on this machine, on some kernel and under some set of capabilities. Each finding
+names the rule's index, the call, and what happens; measured with libseccomp 2.5.4,
 runc 1.1.5 and crun 1.8.1. Nothing is changed. Next door: `seccomp_source` reads profiles, `seccomp.model` gives them a
-meaning.
+meaning, `seccomp_when` tells which rules may meet.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 from shim import wire
-from shim.cold import bpf, libseccomp, prove, seccomp_source, seccomp_toml
+from shim.cold import bpf, libseccomp, prove, seccomp_source, seccomp_toml, seccomp_when
 from shim.errors import HostError, Invalid
 from shim.lattice import Value, at
-from shim.seccomp import cubes, reading, resolve, words
+from shim.seccomp import cubes, reading, words
 from shim.seccomp.profile import machine
 from shim.seccomp.vocabulary import ACTIONS, EPERM, ERRNO, FALLBACK, FULL64, LOG, LOW, NATIVE, TRACE, WIDE
 
@@ -24,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Indexed = list[tuple[int, dict[str, Any]]]
+    from shim.cold.seccomp_when import Indexed
 
 _SHOWN = 6
 
@@ -72,10 +74,11 @@ def findings(tree: dict[str, Any], abis: list[str], listener: bool = False) -> l
     host = machine()
     found: dict[tuple[int, str, tuple[str, ...]], Finding] = {}
     every = [*_frame(tree, abis, listener)]
-    for mask in (0, (1 << len(resolve.CAPABILITIES)) - 1):
-        release = (99, 0)
-        rules = [(i, r) for i, r in enumerate(tree["syscalls"]) if resolve.applies(r, mask, host, release)]
-        every += [*_single(tree, rules, host), *_together(rules), *_compiled(tree, rules, abis, host)]
+    places = [seccomp_when.of(rule) for rule in tree["syscalls"]]
+    rules = [(i, rule) for i, rule in enumerate(tree["syscalls"]) if places[i].counts(rule, host)]
+    every += [*_single(tree, rules, host), *_together(rules, lambda one, other: places[one].meets(places[other]))]
+    for some in seccomp_when.largest(rules, places, host):
+        every += _compiled(tree, some, abis, host)
     for one in every:
         found.setdefault((one.rule, one.code, one.calls), one)
     return sorted(found.values(), key=lambda one: one.rule)
@@ -136,11 +139,22 @@ def _arguments(index: int, rule: dict[str, Any], denies: bool) -> Iterator[Findi
         yield Finding(index, "argument-twice", tuple(rule["names"]), "any one of its conditions suffices, not all")
     for arg in args:
         ints = tuple(name for name in rule["names"] if (name, arg["index"]) not in WIDE)
-        looks_high = arg["op"] != "SCMP_CMP_MASKED_EQ" or arg["value"] > LOW
-        opens = looks_high if denies else _allows_high(arg)
-        if ints and opens:
+        if ints and (_high_escapes(arg) if denies else _allows_high(arg)):
             text = f"argument {arg['index']} is an int: the kernel cuts it to 32 bits, the comparison sees 64"
             yield Finding(index, "unmasked-int", ints, text)
+
+
+def _high_escapes(arg: dict[str, Any]) -> bool:
+    """Whether a condition holds for an int and not for the same with other high bits: a denial that can be passed."""
+    value: int = arg["value"]
+    escapes = {
+        "EQ": value <= LOW,
+        "NE": value > LOW,
+        "LT": value > 0,
+        "LE": value < FULL64,
+        "MASKED_EQ": value > LOW and arg.get("valueTwo", 0) <= LOW,
+    }
+    return escapes.get(arg["op"][9:], False)  # of GE and GT, high bits only make it more
 
 
 def _allows_high(arg: dict[str, Any]) -> bool:
@@ -149,8 +163,8 @@ def _allows_high(arg: dict[str, Any]) -> bool:
     return any(mask > LOW and (value > LOW or mask >> 32 != FULL64 >> 32) for mask, value in pairs)
 
 
-def _together(rules: Indexed) -> Iterator[Finding]:
-    """What several rules for one call do to each other."""
+def _together(rules: Indexed, meet: Callable[[int, int], bool]) -> Iterator[Finding]:
+    """What several rules for one call do to each other, where both of them count."""
     by_name: dict[str, Indexed] = {}
     for index, rule in rules:
         for name in rule["names"]:
@@ -158,19 +172,22 @@ def _together(rules: Indexed) -> Iterator[Finding]:
     for name, own in by_name.items():
         plain = [pair for pair in own if not pair[1].get("args")]
         parted = [pair for pair in own if pair[1].get("args")]
-        for index, _ in parted if plain else ():
-            yield Finding(index, "conditional-lost", (name,), f"rule {plain[0][0]}, unconditional, replaces it")
-        for index, rule in plain[1:]:
-            if _outcome(rule) != _outcome(plain[0][1]):
-                yield Finding(index, "second-lost", (name,), f"rule {plain[0][0]} for the same call came first")
-        yield from _overlaps(name, parted)
+        for index, _ in parted:
+            for first in (one for one, _ in plain if meet(one, index)):
+                yield Finding(index, "conditional-lost", (name,), f"rule {first}, unconditional, replaces it")
+                break
+        for count, (index, rule) in enumerate(plain):
+            for first in (one for one, two in plain[:count] if _outcome(two) != _outcome(rule) and meet(one, index)):
+                yield Finding(index, "second-lost", (name,), f"rule {first} for the same call came first")
+                break
+        yield from _overlaps(name, parted, meet)
 
 
-def _overlaps(name: str, parted: Indexed) -> Iterator[Finding]:
+def _overlaps(name: str, parted: Indexed, meet: Callable[[int, int], bool]) -> Iterator[Finding]:
     cubes.budget()
     read = [(index, _outcome(rule), _conditions(rule), reading.condition_cubes(rule)) for index, rule in parted]
     for (first, one, text, where), (second, two, other, there) in itertools.combinations(read, 2):
-        if one == two:
+        if one == two or not meet(first, second):
             continue
         if text == other:
             yield Finding(second, "contradiction", (name,), f"the conditions of rule {first}: the container fails")

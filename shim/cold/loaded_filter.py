@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from shim.cold import bpf, prove
-from shim.cold.simulate import Looser, compare
+from shim.cold.simulate import Looser, Undecided, compare
 from shim.errors import Bug, HostError
 from shim.seccomp.profile import Profile, machine
 
@@ -40,11 +40,11 @@ def _compared(loaded: list[bpf.Program], bounds: list[bpf.Program], asked: Profi
     """Compare each filter with the bounds; the kernel takes the hardest answer, so one below all of them suffices."""
     served = [prove.tokens(side, host) for side in (asked, ceiling) if not side.is_top]
     common = served[0] & served[-1]
-    failure: Looser | None = None
+    failure: Looser | Undecided | None = None
     for program in loaded:
         try:
             return compare(program, bounds, host, common, stub=True)
-        except Looser as found:
+        except (Looser, Undecided) as found:
             failure = found
     raise Bug("seccomp", "the loaded filter", str(failure), "no looser than either side", "report this") from failure
 
@@ -78,9 +78,9 @@ def _module() -> tuple[Any, Any]:
     site.enable()
     try:
         from shim._sys import ffi, lib
-    except ImportError as error:
+    except ImportError:
         todo = "install agentshim with its packages (make install)"
-        raise HostError("seccomp", "shim._sys", str(error), "the module and cffi", todo) from None
+        raise HostError("seccomp", "shim._sys", "it does not load", "the module and cffi", todo) from None
     return lib, ffi
 
 

@@ -110,7 +110,7 @@ def _forgotten(here: Host, grace: float, mark: int) -> int:
     """Rules of policies that no container has, and no bridge gives to the next one."""
     wanted = {here.state(one).get("tag") for one in here.profiles()}
     there = elements(here.netfilter)
-    wanted |= {data.decode().rpartition("_")[2] for (_, name, _, _), data in there if name == "agents_out"}
+    wanted |= {data.decode().rpartition("_")[2] for (_, name, _, _), data in there if name == "policies_out"}
     # After a flush no element tells: what a running container has is put back only where its policy's rules are.
     wanted |= {labels.tag(one["digest"]) for one in records.records() if one.get("address")}
     for path in Path(here.directory).glob("*/*.nft"):

@@ -185,7 +185,7 @@ def _pinned_there(outside: netlink.Socket, agent: str) -> Iterator[Element]:
     """What the host's lock has of it; HostError where it does not know the container."""
     here = address_of(agent)
     try:
-        known = nft_read.entries(outside.dump(nft_read.list_elements(fingerprint.TABLE, "agents_out")))
+        known = nft_read.entries(outside.dump(nft_read.list_elements(fingerprint.TABLE, "policies_out")))
         asked = {name: nft_read.list_elements(fingerprint.TABLE, name) for name in PINNED}
         told = {name: nft_read.elements(outside.dump(one)) for name, one in asked.items()}
     except FileNotFoundError:

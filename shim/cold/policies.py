@@ -248,9 +248,6 @@ def _checked(what: str, config: policy.Config, of_all: bool) -> list[str]:
 def _notes(resolved: cold.Resolved) -> None:
     for dotted, reason in resolved.expired.items():
         print(f"{resolved.name}: {dotted}: expired, left out: {said(reason)}")
-    for dotted, reason in resolved.why.items():
-        if "note" in reason and dotted.startswith("intents."):
-            print(f"{resolved.name}: {dotted}: {reason['note']}: {said(reason)}")
     missing = [name for name in SECTIONS if resolved.sections.get(name) is None]
     if missing:
         print(f"{resolved.name}: sections that grant nothing: {', '.join(missing)}")

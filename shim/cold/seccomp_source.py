@@ -13,9 +13,12 @@ capabilities at each start.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from typing import Any
+import re
+from collections.abc import Container
+from typing import Any, NoReturn
 
 from shim import wire
 from shim.cold import seccomp_toml
@@ -26,6 +29,9 @@ from shim.seccomp.resolve import BITS
 from shim.seccomp.vocabulary import ARCHITECTURES, FLAG_LOG
 
 _CONDITIONS = {"caps", "arches", "minKernel"}
+_VERSION = re.compile(r"[0-9]{1,5}\.[0-9]{1,5}")  # what Docker takes for minKernel
+_MAP = {"architecture", "subArchitectures"}
+_ABI = "a name that libseccomp knows"
 _DOCKER_ONLY = ("archMap", "defaultErrno")
 _RULE_DOCKER_ONLY = ("includes", "excludes", "comment", "errno", "name")
 
@@ -64,14 +70,16 @@ def normal(tree: Any, key: str) -> dict[str, Any]:
     listener.
     """
     if not isinstance(tree, dict):
-        raise Invalid("seccomp", key, tree, "a JSON object", "correct the profile")
+        _bad(key, tree, "a JSON object")
+    _map(tree.get("archMap"), f"{key}.archMap")
     out = {name: value for name, value in tree.items() if name not in _DOCKER_ONLY}
-    rules = out.get("syscalls") or []
-    plain = [_plain(rule) for rule in rules] if isinstance(rules, list) else rules
+    _number(out, "defaultErrnoRet", tree.get("defaultErrno"), f"{key}.defaultErrno")
+    rules = [] if tree.get("syscalls") is None else tree["syscalls"]
+    places = [f"{key}.syscalls[{index}]" for index in range(len(rules))] if isinstance(rules, list) else []
+    plain = list(map(_plain, rules, places)) if places else rules
     check({**out, "syscalls": plain}, key)
     out["syscalls"] = [
-        {**rule, **_conditions(source, f"{key}.syscalls[{index}]")}
-        for index, (rule, source) in enumerate(zip(plain, rules, strict=True))
+        {**rule, **_conditions(source, place)} for rule, source, place in zip(plain, rules, places, strict=True)
     ]
     for name in ("architectures", "listenerPath", "listenerMetadata"):
         out.pop(name, None)
@@ -89,30 +97,76 @@ def capability_mask(tree: dict[str, Any]) -> int:
     return mask
 
 
-def _plain(rule: Any) -> Any:
+def _plain(rule: Any, key: str) -> Any:
     """A rule without what only Docker's form has; `name` of old profiles becomes `names`, null becomes absent."""
     if not isinstance(rule, dict):
         return rule
     out = {name: value for name, value in rule.items() if name not in _RULE_DOCKER_ONLY and value is not None}
     if "names" not in out and "name" in rule:
         out["names"] = [rule["name"]]
+    _number(out, "errnoRet", rule.get("errno"), f"{key}.errno")
     return out
+
+
+def _number(out: dict[str, Any], number: str, name: Any, key: str) -> None:
+    """Puts the number of an error into `out` that podman's form has by `name`; Docker reads only a number, so if both
+    are there they must be one.
+    """
+    if name is None or name == "":
+        return
+    code = vars(errno).get(name) if type(name) is str else None
+    if type(code) is not int:
+        _bad(key, name, "an error's name: EPERM")
+    if out.get(number) is None:
+        out[number] = code
+    elif out[number] != code:
+        _bad(key, name, f"the error of {number}, {out[number]}")
+
+
+def _map(entries: Any, key: str) -> None:
+    """Check Docker's list of ABIs: [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}]."""
+    if entries is not None and type(entries) is not list:
+        _bad(key, entries, "a list of objects")
+    for index, entry in enumerate(entries or ()):
+        place = f"{key}[{index}]"
+        if type(entry) is not dict or not _MAP.issuperset(entry):
+            _bad(place, entry, "an object of architecture and subArchitectures")
+        if type(entry.get("architecture")) is not str or entry["architecture"] not in ARCHITECTURES:
+            _bad(f"{place}.architecture", entry.get("architecture"), _ABI)
+        _words(entry.get("subArchitectures"), f"{place}.subArchitectures", _ABI, ARCHITECTURES)
 
 
 def _conditions(rule: dict[str, Any], key: str) -> dict[str, Any]:
     """The includes and excludes of a rule, checked; empty ones are left out."""
     out = {}
     for side in ("includes", "excludes"):
-        given = rule.get(side) or {}
-        if not isinstance(given, dict) or not _CONDITIONS.issuperset(given):
-            raise Invalid("seccomp", f"{key}.{side}", given, "caps, arches, minKernel", "correct the profile")
-        for cap in given.get("caps") or ():
-            if cap not in BITS:
-                raise Invalid("seccomp", f"{key}.{side}.caps", cap, "a capability CAP_...", "correct the profile")
+        given = rule.get(side)
+        if given is None:
+            continue
+        if type(given) is not dict or not _CONDITIONS.issuperset(given):
+            _bad(f"{key}.{side}", given, "caps, arches, minKernel")
+        _words(given.get("caps"), f"{key}.{side}.caps", "a capability CAP_...", BITS)
+        _words(given.get("arches"), f"{key}.{side}.arches", "a name of Go's, like amd64")
+        version = given.get("minKernel")
+        if version not in (None, "") and not (type(version) is str and _VERSION.fullmatch(version)):
+            _bad(f"{key}.{side}.minKernel", version, "a version MAJOR.MINOR")
         kept = {name: value for name, value in given.items() if value}
         if kept:
             out[side] = kept
     return out
+
+
+def _words(words: Any, key: str, wanted: str, known: Container[str] = ()) -> None:
+    """Check a list of strings, each among `known` if that is given; or nothing."""
+    if words is not None and type(words) is not list:
+        _bad(key, words, "a list of strings")
+    for index, word in enumerate(words or ()):
+        if type(word) is not str or (known and word not in known):
+            _bad(f"{key}[{index}]", word, wanted)
+
+
+def _bad(key: str, asked: object, wanted: str) -> NoReturn:
+    raise Invalid("seccomp", key, asked, wanted, "correct the profile")
 
 
 def _added(add: Any) -> list[str]:

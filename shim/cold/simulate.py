@@ -1,14 +1,16 @@
 """Programs against programs: is one nowhere more permissive than others?
 
-Asked: every number of every ABI, and where arguments matter, vectors of the constants that the programs compare, their
-neighbours, high bits and random words of a fixed seed. Next door: `bpf` runs a program, `prove` says what must hold.
+Asked: every number of every ABI; where arguments matter, all vectors at once by `inclusion`, and besides, as a second
+opinion that shares no code with it, some: of the constants that the programs compare, their neighbours, high bits and
+random words of a fixed seed. Next door: `bpf` runs a program, `prove` says what must hold.
 """
 
 from __future__ import annotations
 
 import random
 
-from shim.cold import bpf, libseccomp
+from shim.cold import bpf, inclusion, libseccomp
+from shim.errors import Bug
 from shim.seccomp.vocabulary import ERRNO, KILL_THREAD, LOW, NARROW, WIDE
 
 SEED = 20250101
@@ -54,6 +56,17 @@ class Looser(Exception):
         return f"call {self.number} of ABI {self.arch:#x} ({sent}) answers {self.answer:#x}, bound {self.bound:#x}"
 
 
+class Undecided(Exception):
+    """A call whose filters have too many branches to be compared: ABI token, number."""
+
+    def __init__(self, arch: int, number: int) -> None:
+        super().__init__(arch, number)
+        self.arch, self.number = arch, number
+
+    def __str__(self) -> str:
+        return f"call {self.number} of ABI {self.arch:#x}, whose rules have too many branches"
+
+
 def compare(
     program: bpf.Program,
     sides: list[bpf.Program],
@@ -63,7 +76,8 @@ def compare(
     vectors: int = VECTORS,
     stub: bool = False,
 ) -> int:
-    """The number of probes made. Looser at the first call that `program` treats more gently than one of `sides`.
+    """The number of probes made. Looser at the first call that `program` treats more gently than one of `sides`;
+    Undecided at one of which that cannot be said.
 
     loaded: tokens of the ABIs that `program` serves. The others it must kill, by thread or process: libseccomp does not
     let a delegate choose, and a kill is as good as the other. stub: runc's own ENOSYS for numbers without a call in
@@ -71,6 +85,8 @@ def compare(
     """
     probes = 0
     chance = random.Random(seed)
+    budget = inclusion.Budget(inclusion.STEPS)
+    ranks = [inclusion.ranks(each) for each in (program, *sides)]
     for arch, numbers in _ABIS[host].items():
         result = bpf.outcomes(program, arch, set(numbers))
         bounds = [bpf.outcomes(side, arch, set(numbers)) for side in sides]
@@ -86,6 +102,7 @@ def compare(
                 _fixed(arch, number, outcome, ends)
             elif any(end >= 0 or bpf.severity(~end) < 7 for end in ends):
                 every = [(program, outcome), *zip(sides, ends, strict=True)]
+                _exactly(arch, number, every, ranks, budget)
                 probes += _vectors(arch, number, every, chance, vectors)
     return probes
 
@@ -116,6 +133,30 @@ def _fixed(arch: int, number: int, outcome: int, ends: list[int]) -> None:
             raise Looser(arch, number, _ZEROS, _ZEROS, ~outcome, ~end, side)
 
 
+def _exactly(
+    arch: int,
+    number: int,
+    every: list[tuple[bpf.Program, int]],
+    ranks: list[tuple[bytes, bytes]],
+    budget: inclusion.Budget,
+) -> None:
+    """Compare on all argument vectors at once, as `_vectors` does on some."""
+    wide = _wide(arch, number)
+    highs = frozenset((bpf.ARGS >> 2) + 2 * index + 1 for index in range(6) if index not in wide)
+    result, *sides = (inclusion.Side(*one, each) for one, each in zip(every, ranks, strict=True))
+    try:
+        found = inclusion.gentler(result, sides, number, arch, highs, budget)
+    except inclusion.Undecided:
+        raise Undecided(arch, number) from None
+    if not found:
+        return
+    words, cut = found
+    sent = tuple(words[at] | words[at + 1] << 32 for at in range(bpf.ARGS >> 2, len(words), 2))
+    _asked(arch, number, sent, (sent, _cut(sent, wide)) if cut else (sent,), every)
+    shown = f"call {number} of ABI {arch:#x} ({', '.join(map(hex, sent))})"
+    raise Bug("seccomp", "the comparison of filters", shown, "a vector that tells them apart", "report this")
+
+
 def _vectors(arch: int, number: int, every: list[tuple[bpf.Program, int]], chance: random.Random, count: int) -> int:
     """Compare on argument vectors; every: (program, outcome), the result first.
 
@@ -125,18 +166,36 @@ def _vectors(arch: int, number: int, every: list[tuple[bpf.Program, int]], chanc
     wide = _wide(arch, number)
     probes = 0
     for sent in vectors_of(every, chance, count):
-        words = bpf.words_of(arch, number, sent)
-        mine = answer(*every[0], words)
-        rank = bpf.severity(mine)
-        cut = tuple(value if index in wide else value & LOW for index, value in enumerate(sent))
-        for seen in (sent, cut) if cut != sent and rank > ERRNO else (sent,):
-            if seen is cut:
-                words = bpf.words_of(arch, number, cut)
-            for side, (program, outcome) in enumerate(every[1:]):
-                bound = answer(program, outcome, words)
-                probes += 1
-                if rank > bpf.severity(bound):
-                    raise Looser(arch, number, sent, seen, mine, bound, side)
+        cut = _cut(sent, wide)
+        probes += _asked(arch, number, sent, (sent, cut) if cut != sent else (sent,), every)
+    return probes
+
+
+def _cut(sent: tuple[int, ...], wide: frozenset[int]) -> tuple[int, ...]:
+    """The arguments as the kernel takes them."""
+    return tuple(value if index in wide else value & LOW for index, value in enumerate(sent))
+
+
+def _asked(
+    arch: int,
+    number: int,
+    sent: tuple[int, ...],
+    ways: tuple[tuple[int, ...], ...],
+    every: list[tuple[bpf.Program, int]],
+) -> int:
+    """Run one vector: the result as it is `sent`, each side in every way. The number of probes; Looser."""
+    probes = 0
+    words = bpf.words_of(arch, number, sent)
+    mine = answer(*every[0], words)
+    rank = bpf.severity(mine)
+    for seen in ways if rank > ERRNO else ways[:1]:
+        if seen is not sent:
+            words = bpf.words_of(arch, number, seen)
+        for side, (program, outcome) in enumerate(every[1:]):
+            bound = answer(program, outcome, words)
+            probes += 1
+            if rank > bpf.severity(bound):
+                raise Looser(arch, number, sent, seen, mine, bound, side)
     return probes
 
 

@@ -1,8 +1,8 @@
 """Two locks on every door: which dimensions shut it, computed from the policies' own values.
 
 A lock is a dimension that would keep the door shut if all others were open: capabilities that are not held, calls that
-the compiled filter denies (simulated, not read in the source), namespaces, paths, devices, mounts. Belongs here: asking
-the dimensions. Next door: `doors` is the data; a test holds each door of each built-in policy to two locks or a reason.
+the filter grants with none of the door's arguments, namespaces, paths, devices, mounts. Belongs here: asking the
+dimensions. Next door: `doors` is the data; a test holds each door of each built-in policy to two locks or a reason.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shim import policy, product
-from shim.cold import bpf, libseccomp
 from shim.cold import compile as cold
+from shim.cold import libseccomp
 from shim.cold.doors import DOORS, Door
 from shim.dim import capabilities, devices, invocation, mounts, namespaces, network, paths, seccomp, user
 from shim.lattice import names_leq
-from shim.seccomp.profile import machine
-from shim.seccomp.vocabulary import ERRNO, NATIVE
+from shim.seccomp import cubes
+from shim.seccomp.vocabulary import LOW
 
 if TYPE_CHECKING:
     from shim.product import Product
@@ -87,30 +87,33 @@ def _reasons(names: list[str]) -> list[str]:
 
 
 class Filters:
-    """The compiled filter of a policy under all capabilities that it may grant, for each ABI that it lets in."""
+    """What a policy lets a container call that asks for no filter, under all capabilities that it may grant: the most
+    that any container of it can have, as cubes of arguments.
+    """
 
     def __init__(self, value: Product) -> None:
-        raw = seccomp.resolve(value[seccomp.NAME], value[capabilities.NAME].sets[0]).raw
-        self.program = bpf.decode(libseccomp.compile(raw, machine(), 1)) if raw is not None else None
-        self.abis = {NATIVE[machine()], *((raw or {}).get("architectures") or ())} & set(libseccomp.TOKENS)
+        ceiling = seccomp.resolve(value[seccomp.NAME], value[capabilities.NAME].sets[0])
+        self.model = None if ceiling.is_top else seccomp.meet(seccomp.TOP, ceiling).model
 
     def deny(self, word: str) -> bool:
-        """Whether `name` (with all arguments) or `name(number,…)` fails under every ABI that has such a call."""
+        """Whether no vector of `name` (all of them) or `name(…)` passes, under any ABI that has such a call."""
+        if self.model is None:
+            return False
         name, args = _CALL.findall(word)[0]
-        numbers = {abi: libseccomp.number(name, abi) for abi in self.abis}
-        return self.program is not None and all(
-            self._denies(libseccomp.TOKENS[abi], number, args) for abi, number in numbers.items() if number >= 0
-        )
+        if all(libseccomp.number(name, abi) < 0 for abi in self.model.archs & set(libseccomp.TOKENS)):
+            return True
+        cubes.budget()
+        return not cubes.overlap(self.model.calls.get(name, self.model.rest)[1], (cube(args),))
 
-    def _denies(self, token: int, number: int, args: str) -> bool:
-        assert self.program is not None
-        answer = bpf.outcomes(self.program, token, {number})[number]
-        if answer >= 0:  # it depends on the arguments
-            if not args:
-                return False
-            given = [int(one, 0) for one in args.split(",")]
-            answer = ~bpf.run(self.program, 0, bpf.words_of(token, number, (*given, 0, 0, 0, 0, 0, 0)[:6]))
-        return bpf.severity(~answer) <= ERRNO
+
+def cube(args: str) -> cubes.Cube:
+    """The vectors that a door's word means: as doors.Door has it."""
+    out = []
+    for index, word in enumerate(args.split(",") if args else ()):
+        mask, masked, value = word.rpartition(":")
+        if word != "_":
+            out.append((index, int(mask, 0) if masked else LOW, int(value, 0)))
+    return tuple(out)
 
 
 def _capabilities(door: Door, value: Product, filters: Filters) -> bool:

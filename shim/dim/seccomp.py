@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shim.errors import Refused
     from shim.kernel import Facts
     from shim.lattice import Section, Spec
+    from shim.seccomp.model import Model
 
 NAME = "seccomp"
 KEYS = ("linux.seccomp",)
@@ -62,13 +63,24 @@ def meet(a: Profile, b: Profile) -> Profile:
 
     host = machine()
     if a.is_top:
-        return Profile(emit.emit(b.model, host))
+        return _emitted(b.model, host)
     # Engines create a bundle again that we have lowered before: it stays as it is, to the letter. Only what is in our
     # own canonical form may: the meaning of any other JSON is rounded towards deny, the JSON itself is not.
     for side, other in ((a, b), (b, a)):
         if emit.emit(side.model, host) == side.raw and model.leq(side.model, other.model):
             return side
-    return Profile(emit.emit(model.meet(a.model, b.model), host))
+    return _emitted(model.meet(a.model, b.model), host)
+
+
+def _emitted(meaning: Model, host: str) -> Profile:
+    """The Profile of a meaning; `proof` says what had to be left out of it."""
+    from shim.seccomp import emit, model  # as above
+
+    cut = set(meaning.cut)
+    out = Profile(emit.emit(meaning, host, cut))
+    if cut:
+        out.proof = {"dropped": dict.fromkeys(sorted(cut), model.TOO_MANY)}
+    return out
 
 
 def instant(a: Profile, b: Profile) -> Profile | None:
@@ -88,8 +100,11 @@ def admit(asked: Profile, ceiling: Profile, granted: Profile) -> None:
 
 
 def pair_key(asked: Profile, ceiling: Profile, capability_mask: int, delegate: str) -> str:
-    """The cache's key of a meet: both sides, the capabilities that the ceiling was resolved under, and the delegate."""
-    parts = (asked.digest, ceiling.digest, str(capability_mask), delegate, machine())
+    """The cache's key of a meet: both sides, the capabilities and the kernel that the ceiling was resolved for, and the
+    delegate.
+    """
+    host = posix.uname()
+    parts = (asked.digest, ceiling.digest, str(capability_mask), delegate, host.machine, host.release)
     return digest(*(part.encode() for part in parts))
 
 
@@ -129,7 +144,8 @@ def refusals(asked: Profile, granted: Profile) -> list[Refused]:
 
 
 def explain(asked: Profile, ceiling: Profile, granted: Profile) -> list[Decrease]:
-    if granted is asked or asked == granted:
+    # A call that our reading of what is asked has left out already is lost, and equal in meaning.
+    if granted is asked or (asked == granted and not (granted.proof or {}).get("dropped")):
         return []
     from shim.seccomp import explanation  # for `explain` and the audit line of a miss
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"%s\n" % FORMAT
 _DIGEST = 40  # hex characters
+MOST = 512  # files: engines ask for a handful of profiles, but whoever may start a container can ask for any number
 _LIMIT = 4 << 20  # bytes: a profile of 4,096 rules takes 0.5 MiB
 
 
@@ -54,7 +55,8 @@ def store(directory: str, key: str, profile: Profile, proof: dict[str, Any]) -> 
         raise HostError("seccomp", directory, oct(above.st_mode), "a directory of root, mode 0700", "remove it")
     body = marshal.dumps((profile.raw, profile.digest, proof), 2)
     data = _MAGIC + digest(key.encode(), body).encode() + body
-    part = f"{directory}/.{key}.{posix.getpid()}"
+    part = f"{directory}/.{key}"
+    _drop(part)  # what a store left that was killed; of two at once, one fails
     try:
         fd = posix.open(part, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
         try:
@@ -66,6 +68,24 @@ def store(directory: str, key: str, profile: Profile, proof: dict[str, Any]) -> 
     except OSError as error:
         _drop(part)
         raise _host(directory, error) from error
+
+
+def prune(directory: str, most: int = MOST) -> None:
+    """Leave at most so many files, those that were read or written last; as far as the file system notes readings, once
+    a day mostly. A proof that goes is made anew when it is asked for.
+    """
+    names = posix.listdir(directory)
+    if len(names) <= most:
+        return
+    used = []
+    for name in names:
+        try:
+            facts = posix.stat(f"{directory}/{name}", follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # another start was faster
+        used.append((max(facts.st_atime_ns, facts.st_mtime_ns), name))
+    for _, name in sorted(used)[: len(used) - most]:
+        _drop(f"{directory}/{name}")
 
 
 def _decode(data: bytes, key: str) -> Profile | None:

@@ -7,7 +7,7 @@ libseccomp would lose or turn around (`policy lint` names those) is never writte
 from __future__ import annotations
 
 from shim.seccomp import cubes
-from shim.seccomp.model import SOFT
+from shim.seccomp.model import SOFT, lowest
 from shim.seccomp.vocabulary import (
     ACTION_NAMES,
     ENOSYS,
@@ -40,13 +40,21 @@ _MULTIPLEXED = (
 )
 
 
-def emit(model: Model, machine: str) -> dict[str, Any]:
-    """The OCI seccomp object of `model`; its listener, if any, is gone."""
+def emit(model: Model, machine: str, cut: set[str] | None = None) -> dict[str, Any]:
+    """The OCI seccomp object of `model`; its listener, if any, is gone. Calls that take too many rules are denied, and
+    added to `cut`.
+    """
     default = _default(model)
     plain: dict[Action, list[str]] = {}
     parted: list[dict[str, Any]] = []
     for name, entry in sorted(_with_fallbacks(model).items()):
-        for action, where in _regions(entry, default):
+        try:
+            regions = _regions(entry, default)
+        except cubes.TooMany:
+            regions = [((lowest(entry), 0), cubes.EVERY)]
+            if cut is not None:
+                cut.add(name)
+        for action, where in regions:
             if where == cubes.EVERY:
                 if action != default:
                     plain.setdefault(action, []).append(name)
@@ -82,19 +90,16 @@ def _regions(entry: Entry, default: Action) -> Regions:
     """The parts of the argument space and their actions, without the part that the default covers.
 
     A call that is denied for all arguments keeps its own errno; a remainder beside other parts gets the default's.
+    TooMany.
     """
     hard, grant, action, errno = entry
     if grant == cubes.EVERY:
         return [((action, 0), cubes.EVERY)]
     if hard is SOFT:
         return [((action, 0), grant), *_remainder(grant, errno, default)] if grant else [((ERRNO, errno), cubes.EVERY)]
-    least = next((level for level, upper in zip((0, 1, 2), hard, strict=True) if upper != cubes.EVERY), ERRNO)
-    try:
-        cubes.budget()
-        steps = zip((KILL_PROCESS, KILL_THREAD, TRAP, ERRNO), (cubes.EVERY, *hard), (*hard, grant), strict=True)
-        parts = [((level, errno if level == ERRNO else 0), cubes.minus(a, b)) for level, a, b in steps]
-    except cubes.TooMany:
-        return [((least, 0), cubes.EVERY)]
+    cubes.budget()
+    steps = zip((KILL_PROCESS, KILL_THREAD, TRAP, ERRNO), (cubes.EVERY, *hard), (*hard, grant), strict=True)
+    parts = [((level, errno if level == ERRNO else 0), cubes.minus(a, b)) for level, a, b in steps]
     parts.append(((action, 0), grant))
     every = [part for part in parts if part[1]]
     if len(every) == 1:

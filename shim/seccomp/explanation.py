@@ -14,24 +14,33 @@ if TYPE_CHECKING:
 KEY = "linux.seccomp"
 _SHOWN = 12
 _WHY = "the policy's profile does not allow them"
+_SHORTER = "fewer conditions on arguments, in the profile that is asked or in the policy's"
 _TOP = 'seccomp = "top"' + REASON
 _ALLOW = '[seccomp] add = [{ names = ["…"]' + REASON + " }]"
 
 
 def decreases(asked: Profile, ceiling: Profile, granted: Profile) -> list[Decrease]:
     """One Decrease for each kind of loss: calls, arguments, ABIs, flags, gentler denials."""
+    dropped: dict[str, str] = (granted.proof or {}).get("dropped") or {}
     if asked.is_top:
-        return [_loss("no filter", _counted(granted), "nothing was filtered", _TOP)]
+        return [_loss("no filter", _counted(granted), "nothing was filtered", _TOP), *_dropped(dropped)]
     if granted.is_top:
         return []
     before, after = asked.model, granted.model
-    return [*_calls(before, after), *_frame(before, after)]
+    return [*_dropped(dropped), *_calls(before, after, dropped), *_frame(before, after)]
 
 
-def _calls(before: model.Model, after: model.Model) -> Iterator[Decrease]:
+def _dropped(dropped: dict[str, str]) -> Iterator[Decrease]:
+    """What no policy takes: calls that no filter could be made for, or none that is proved, by reason."""
+    for why in dict.fromkeys(dropped.values()):
+        names = sorted(name for name, reason in dropped.items() if reason == why)
+        yield _loss(listed(names), "denied", why, _SHORTER)
+
+
+def _calls(before: model.Model, after: model.Model, dropped: dict[str, str]) -> Iterator[Decrease]:
     gone, parted, harder = [], [], []
     cubes.budget()
-    for name in sorted({**before.calls, **after.calls}):
+    for name in sorted({**before.calls, **after.calls}.keys() - dropped):
         old, new = before.calls.get(name, before.rest), after.calls.get(name, after.rest)
         if old[1] and not new[1]:
             gone.append(name)

@@ -24,19 +24,30 @@ if TYPE_CHECKING:
 
 SOFT = (cubes.EVERY, cubes.EVERY, cubes.EVERY)
 HARD = (KILL_THREAD, TRAP, ERRNO)
+# Why a call that both sides allow for some arguments is denied for all.
+TOO_MANY = "its rules make more conditions on arguments than can be compared"
 
 
 class Model:
     """archs: ABIs that may call at all; calls: name -> Entry; rest: the Entry of all other names;
     spec_allow: speculation mitigations are left off; log: denials are logged; listed: that was said, and is not the
-    delegate's own default (runc before 1.2 refuses a list that is not empty).
+    delegate's own default (runc before 1.2 refuses a list that is not empty); cut: names that were denied because
+    their cubes are too many.
     """
 
-    __slots__ = ("archs", "calls", "listed", "log", "rest", "spec_allow")
+    __slots__ = ("archs", "calls", "cut", "listed", "log", "rest", "spec_allow")
 
     def __init__(
-        self, archs: frozenset[str], calls: dict[str, Entry], rest: Entry, spec_allow: bool, log: bool, listed: bool
+        self,
+        archs: frozenset[str],
+        calls: dict[str, Entry],
+        rest: Entry,
+        spec_allow: bool,
+        log: bool,
+        listed: bool,
+        cut: frozenset[str],
     ) -> None:
+        self.cut = cut
         self.archs = archs
         self.calls = calls
         self.rest = rest
@@ -67,12 +78,21 @@ def leq(a: Model, b: Model) -> bool:
 def meet(a: Model, b: Model) -> Model:
     """The greatest Model below both; where the cubes outgrow their budget, a call is denied instead."""
     cubes.budget()
-    calls = {
-        name: _meet(a.calls.get(name, a.rest), b.calls.get(name, b.rest), strict_errno)
-        for name in sorted({**a.calls, **b.calls})
-    }
     rest = _meet(a.rest, b.rest, gentle_errno)
-    return Model(a.archs & b.archs, calls, rest, a.spec_allow and b.spec_allow, a.log or b.log, a.listed or b.listed)
+    sides = (a, b), (b, a)
+    cut = {
+        name for one, other in sides for name in one.cut if name in other.cut or other.calls.get(name, other.rest)[1]
+    }
+    calls = {}
+    for name in sorted({**a.calls, **b.calls}):
+        pair = a.calls.get(name, a.rest), b.calls.get(name, b.rest)
+        try:
+            calls[name] = _meet(*pair, strict_errno)
+        except cubes.TooMany:
+            cut.add(name)
+            calls[name] = uniform(min(map(lowest, pair)), _errno_of(*pair, strict_errno))
+    flags = a.spec_allow and b.spec_allow, a.log or b.log, a.listed or b.listed
+    return Model(a.archs & b.archs, calls, rest, *flags, frozenset(cut))
 
 
 def strict_errno(a: int, b: int) -> int:
@@ -96,13 +116,9 @@ def _leq(a: Entry, b: Entry) -> bool:
 
 
 def _meet(a: Entry, b: Entry, errno_of: Any) -> Entry:
-    errno = _errno_of(a, b, errno_of)
-    try:
-        grant = _granted(a[1], b[1])
-        hard = SOFT if a[0] is b[0] is SOFT else tuple(cubes.meet(x, y) for x, y in zip(a[0], b[0], strict=True))
-    except cubes.TooMany:
-        return uniform(min(_lowest(a), _lowest(b)), errno)
-    return hard, grant, min(a[2], b[2]) if grant else ALLOW, errno  # type: ignore[return-value]
+    grant = _granted(a[1], b[1])
+    hard = SOFT if a[0] is b[0] is SOFT else tuple(cubes.meet(x, y) for x, y in zip(a[0], b[0], strict=True))
+    return hard, grant, min(a[2], b[2]) if grant else ALLOW, _errno_of(a, b, errno_of)  # type: ignore[return-value]
 
 
 def _granted(a: Cubes, b: Cubes) -> Cubes:
@@ -122,6 +138,6 @@ def _errno_of(a: Entry, b: Entry, errno_of: Any) -> int:
     return int(errno_of(a[3], b[3]))
 
 
-def _lowest(entry: Entry) -> int:
+def lowest(entry: Entry) -> int:
     """The most restrictive action that some vector of `entry` gets, at most ERRNO."""
     return next((level - 1 for level, upper in zip(HARD, entry[0], strict=True) if upper != cubes.EVERY), ERRNO)

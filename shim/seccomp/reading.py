@@ -50,18 +50,19 @@ def of(raw: dict[str, Any], machine: str) -> Model:
     narrow = not NARROW.isdisjoint(archs)
     action, errno = _action(raw["defaultAction"], raw.get("defaultErrnoRet"))
     by_name: dict[str, list[Rule]] = {}
+    cut: set[str] = set()
     for rule in raw.get("syscalls") or ():
-        read = _rule(rule, narrow)
+        read = _rule(rule, narrow, cut)
         for name in rule["names"]:
             by_name.setdefault(name, []).append(read)
     flags: list[str] | None = raw.get("flags")
     rest, calls = _rest(action, errno)
     for name, rules in by_name.items():
-        calls[name] = _entry(name, rules, action, errno, narrow)
+        calls[name] = _entry(name, rules, action, errno, narrow, cut)
     # An absent list of flags is SPEC_ALLOW to newer runc (1.2) and to crun.
     if flags is None:
-        return Model(archs, calls, rest, spec_allow=True, log=False, listed=False)
-    return Model(archs, calls, rest, FLAG_SPEC_ALLOW in flags, FLAG_LOG in flags, listed=True)
+        return Model(archs, calls, rest, spec_allow=True, log=False, listed=False, cut=frozenset(cut))
+    return Model(archs, calls, rest, FLAG_SPEC_ALLOW in flags, FLAG_LOG in flags, listed=True, cut=frozenset(cut))
 
 
 def _action(name: str, errno: int | None) -> tuple[int, int]:
@@ -80,8 +81,10 @@ def _rest(action: int, errno: int) -> tuple[Entry, dict[str, Entry]]:
     return uniform(ERRNO, ENOSYS), dict.fromkeys(NAMES.split(), uniform(action, EPERM))
 
 
-def _rule(rule: dict[str, Any], narrow: bool) -> Rule:
-    """Read one rule: the cubes on which it allows, and those on which it denies."""
+def _rule(rule: dict[str, Any], narrow: bool, cut: set[str]) -> Rule:
+    """Read one rule: the cubes on which it allows, and those on which it denies; its names are added to `cut` if they
+    are too many, and then it allows nothing.
+    """
     action, errno = _action(rule["action"], rule.get("errnoRet"))
     args = rule.get("args")
     if not args:
@@ -96,13 +99,14 @@ def _rule(rule: dict[str, Any], narrow: bool) -> Rule:
         if twice:
             deny = tuple(cube for _, one in every for cube in one)
     except cubes.TooMany:
+        cut.update(rule["names"])
         allow, deny = cubes.NONE, cubes.EVERY
     return action, errno, allow, deny, rule["action"]
 
 
 def condition_cubes(rule: dict[str, Any]) -> Cubes:
     """The vectors that a delegate may match a rule with, each argument read on 64 bits."""
-    return _rule(rule, False)[3]
+    return _rule(rule, False, set())[3]
 
 
 def _product(a: Cubes, b: Cubes) -> Cubes:
@@ -123,8 +127,10 @@ def _condition(arg: dict[str, Any], narrow: bool) -> tuple[Cubes, Cubes]:
     return allow, allow
 
 
-def _entry(name: str, rules: list[Rule], action: int, errno: int, narrow: bool) -> Entry:
-    """The Entry of one call from its rules and the default action."""
+def _entry(name: str, rules: list[Rule], action: int, errno: int, narrow: bool, cut: set[str]) -> Entry:
+    """The Entry of one call from its rules and the default action; it is denied, and added to `cut`, where its cubes
+    are too many.
+    """
     fixed = [rule for rule in rules if rule[2] is cubes.EVERY and rule[3] is cubes.EVERY]
     if len(fixed) == len(rules):
         least = min(fixed, key=lambda rule: (rule[0], rule[1] != ENOSYS))
@@ -141,6 +147,7 @@ def _entry(name: str, rules: list[Rule], action: int, errno: int, narrow: bool) 
         low = min(levels)
         hard = SOFT if low >= ERRNO else tuple(_upper(rules, bool(fixed), action, at, every) for at in HARD)
     except cubes.TooMany:
+        cut.add(name)
         return uniform(min(*levels, ERRNO), code)
     best = LOG if LOG in levels else ALLOW
     return hard, grant, best if grant else ALLOW, code  # type: ignore[return-value]

@@ -71,7 +71,7 @@ def run(call: Call, context: Context) -> int:
         record.update({key: one for key, one in (("address", address), ("unseen", unseen)) if one})
         waits = bool(unseen) and call.verb == "create"
         state.claim(root, container, record, data, locked.plan, locked.hosts, waits, locked.resolver)
-        entry.granted(audit.lowered(made), audit.objections(made, config.mode))
+        entry.granted(audit.lowered(made), audit.objections(made, config.mode), audit.denied(made))
         directory.tidy(CONFIG)
         if out is not None and out != data:
             directory.replace(CONFIG, out, status)

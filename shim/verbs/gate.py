@@ -11,6 +11,12 @@ from shim.errors import HostError, Refused, is_absence, unanswered
 from shim.seccomp import cache
 
 PROVED = policy.VAR + "/seccomp"
+# All that decides what a proved meet is, and whether one is accepted.
+MAKERS = (
+    ("dim", ("seccomp",)),
+    ("seccomp", ("check", "cubes", "emit", "model", "names", "profile", "reading", "resolve", "vocabulary", "words")),
+    ("cold", ("bpf", "first_filter", "inclusion", "libseccomp", "loaded_filter", "prove", "simulate")),
+)
 SEEN = ".seen"  # beside a proved meet: the delegate's own filter was read out of the kernel and compared
 
 TYPE_CHECKING = False
@@ -68,8 +74,15 @@ def _first(*places: str) -> str:
 
 
 def is_seen(key: str) -> bool:
-    """Whether a filter that a delegate loaded for this proved meet was compared with it."""
-    return hostpaths.exists(f"{PROVED}/{key}{SEEN}")
+    """Whether a filter that a delegate loaded for this proved meet was compared with it: as a meet, a record that is
+    not root's own, or for another key, is none.
+    """
+    return cache.load(PROVED, key + SEEN) is not None
+
+
+def saw(key: str, probes: int) -> None:
+    """Records that it was compared, by so many probes; where no disk takes that, the next start compares again."""
+    _keep(key + SEEN, seccomp.TOP, {"probes": probes})
 
 
 class Admitter:
@@ -87,7 +100,7 @@ class Admitter:
     def __call__(self, asked: Any, ceiling: Any, mask: int) -> None:
         if seccomp.instant(asked, ceiling) is not None:
             return
-        key = seccomp.pair_key(asked, ceiling, mask, f"{self._delegate.identity}:{_library()}")
+        key = seccomp.pair_key(asked, ceiling, mask, f"{self._delegate.identity}:{_library()}:{_makers()}")
         granted = cache.load(PROVED, key)
         if granted is None:
             from shim.cold import prove  # compiles with libseccomp: once for a pair of profiles
@@ -114,11 +127,22 @@ def _library() -> str:
     return ""
 
 
+def _makers() -> str:
+    """What our own sources are now that make a meet and its proof: mended, they leave no proof of the old ones."""
+    home = _home()
+    try:
+        there = [posix.stat(f"{home}/shim/{room}/{name}.py") for room, names in MAKERS for name in names]
+    except OSError as error:
+        raise unanswered("seccomp", f"{home}/shim", error) from None
+    return ":".join([f"{one.st_size}.{one.st_mtime_ns}.{one.st_ino}" for one in there])
+
+
 def _keep(key: str, granted: Any, proof: dict[str, Any]) -> None:
     """Stores a proved meet. A disk that takes none makes the next start slow, not unsafe: it will prove again."""
     try:
         if not hostpaths.exists(policy.VAR):
             posix.mkdir(policy.VAR, 0o755)
         cache.store(PROVED, key, granted, proof)
+        cache.prune(PROVED)
     except (OSError, HostError):
         pass

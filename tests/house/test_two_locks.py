@@ -5,17 +5,21 @@ Next door: tests/root/test_two_locks.py tries the doors on the kernel, with one 
 
 from __future__ import annotations
 
+import json
 import platform
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
 from shim import policy, product
-from shim.cold import libseccomp, two_locks
+from shim.cold import bpf, libseccomp, two_locks
 from shim.cold.doors import DOORS, EVERY, Door
-from shim.dim import capabilities, invocation
-from shim.seccomp.vocabulary import NATIVE
+from shim.dim import capabilities, invocation, seccomp
+from shim.seccomp.vocabulary import ERRNO, NATIVE
 from tests.unit.policy_host import Host, make_host
+from tests.unit.seccomp_inputs import rule
 
 pytestmark = pytest.mark.skipif(platform.machine() not in NATIVE, reason="LOUD: no table of calls for this machine")
 NAMES = [door.name for door in DOORS]
@@ -131,6 +135,55 @@ def test_a_lock_that_is_taken_away_is_missed(join: str, host: Host) -> None:
     assert {line.partition(": ")[0] for line in two_locks.weak("agent", found)} == MUTANTS[join]
 
 
+NEW = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)  # CLONE_NEW*
+# name -> rules of a filter that allows all else, of a policy that is agent otherwise; the door that they leave open.
+HALVES: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "one flag alone": (
+        [rule("clone3", "ERRNO"), *(rule("clone unshare", "ERRNO", (0, "EQ", flag)) for flag in NEW)],
+        "make a namespace",
+    ),
+    "one flag, and no other of a namespace": (
+        [
+            rule("clone3", "ERRNO"),
+            *(rule("clone unshare", "ERRNO", (0, "MASKED_EQ", sum(NEW), flag)) for flag in NEW),
+        ],
+        "make a user namespace",
+    ),
+    "a node without permissions": (
+        [
+            *(rule("mknod", "ERRNO", (1, "EQ", kind)) for kind in (0x2000, 0x6000)),
+            *(rule("mknodat", "ERRNO", (2, "EQ", kind)) for kind in (0x2000, 0x6000)),
+        ],
+        "make the node of a device and open it",
+    ),
+    "a type of socket without SOCK_CLOEXEC": (
+        [rule("socket", "ERRNO", (0, "EQ", family), (1, "EQ", 3)) for family in (2, 10)],
+        "raw sockets",
+    ),
+}
+ROUNDED = [rule("socket", "ERRNO", (0, "EQ", 38)), rule("socketcall", "ERRNO")]
+
+
+def of_rules(rules: list[dict[str, Any]], host: Host) -> dict[str, tuple[str, ...]]:
+    """The locks of agent with a filter that allows all but `rules`."""
+    tree = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}
+    (host.etc / "policies/half.json").write_text(json.dumps(tree))
+    host.policy("half", 'base = "agent"\n[seccomp]\nfile = "half.json"\n')
+    return two_locks.locks(two_locks.value_of("half", host.config()))
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_denial_of_some_arguments_is_no_lock(name: str, host: Host) -> None:
+    """The very numbers that are denied are not all that opens the door: flags and permissions come together."""
+    rules, door = HALVES[name]
+    assert "seccomp" not in of_rules(rules, host)[door]
+
+
+def test_a_lock_is_what_is_granted_not_what_is_written(host: Host) -> None:
+    """A family is an int, and the file denies it without high bits: the meet denies it with all of them."""
+    assert of_rules(ROUNDED, host)["the kernel's ciphers (AF_ALG)"] == ("seccomp",)
+
+
 def test_one_grant_that_opens_both_locks() -> None:
     """tests/root/test_two_locks.py shows the same on the kernel."""
     doors = ["the kernel's log by syslog(2)", "chroot", "make the node of a device and open it", "raw sockets"]
@@ -166,6 +219,35 @@ def test_every_word_means_something(door: Door) -> None:
     assert set(door.flags.split()) <= set(invocation.FLAGS)
     assert all(few.policies and set(few.policies.split()) <= set(two_locks.ORDER) for few in door.few)
     assert all(set(few.locks.split()) <= {name for name, _ in two_locks.LOCKS} for few in door.few)
+
+
+@pytest.mark.parametrize("name", two_locks.ORDER)
+def test_the_compiled_filter_denies_what_the_cubes_say(name: str) -> None:
+    """The slow way: vectors of each door that is shut, and of each that is not, through the BPF of what is granted."""
+    value = two_locks.value_of(name)
+    filters, random = two_locks.Filters(value), Random(0)
+    ceiling = seccomp.resolve(value["seccomp"], value["capabilities"].sets[0])
+    raw = seccomp.meet(seccomp.TOP, ceiling).raw
+    assert raw is not None
+    abi = NATIVE[platform.machine()]
+    program = bpf.decode(libseccomp.compile(raw, platform.machine(), 1))
+    open_doors = 0
+    for word in {word for door in DOORS for word in door.calls.split()}:
+        call, args = two_locks._CALL.findall(word)[0]
+        number = libseccomp.number(call, abi)
+        if number < 0:
+            continue
+        fixed = {index: (mask, number) for index, mask, number in two_locks.cube(args)}
+        passed = 0
+        for _ in range(200):
+            vector = [random.choice((0, 1, 2, 17, random.getrandbits(64))) for _ in range(6)]
+            for index, (mask, bits) in fixed.items():
+                vector[index] = vector[index] & ~mask | bits
+            answer = bpf.run(program, 0, bpf.words_of(libseccomp.TOKENS[abi], number, vector))
+            passed += bpf.severity(answer) > ERRNO
+        assert not (passed and filters.deny(word)), word
+        open_doors += passed > 0
+    assert open_doors or name == "locked"
 
 
 def test_names_are_unique() -> None:

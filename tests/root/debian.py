@@ -14,17 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from conformance.columns import RUNC, configure, launcher
 from conformance.oci.bundles import spec
 from conformance.oci.cli import Runtime
 from conformance.room import Result, Room
 from shim import policy
+from tests.root import workloads
 from tests.unit import seccomp_inputs as inputs
 
 WORK = "/work"  # where a box has its volume: read-write, and under agent and dev executable
-ENV = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", f"HOME={WORK}", "LC_ALL=C.UTF-8"]
+ENV = [f"PATH={workloads.PATH}", f"HOME={WORK}", "LC_ALL=C.UTF-8"]
 CONFIG = """delegate = "{delegate}"
 limit = "LIMIT"
 names = [NAMES]
@@ -87,7 +86,7 @@ class Box:
         self._mount()
         program = str(self.room.base / "bin" / f"agentshim-{policy}")
         self.runtime = Runtime(self.room, program, self.path / "run")
-        self.config = self._config(uid, {"seccomp": docker_filter(), **linux})
+        self.config = self._config(uid, {"seccomp": inputs.dockers().raw, **linux})
 
     def _mount(self) -> None:
         """The host's root under an overlay whose upper layer is the room's tmpfs, without what the host keeps in /run
@@ -166,14 +165,6 @@ class Box:
 
 
 Maker = Callable[..., Box]
-
-
-def docker_filter() -> dict[str, Any] | None:
-    """Docker's own profile, where the shared data are; else None: none is asked, and the policy's alone applies."""
-    try:
-        return inputs.moby().raw
-    except pytest.skip.Exception:
-        return None
 
 
 def finished(done: Result) -> None:

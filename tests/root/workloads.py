@@ -7,8 +7,8 @@ volume whose files may be executed; /tmp is small and noexec, so nothing is buil
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # in containers
 MUSL_SHELL = "/usr/lib/x86_64-linux-musl/bin/mksh"  # Debian's package mksh brings one that is linked with musl
 
 PYTHON = r"""
@@ -100,7 +100,7 @@ func main() {
 	fmt.Println("done") }
 """
 # A Go server of many threads and its client, both as Debian builds them.
-CONTAINERD = r"""set -e
+CONTAINERD = r"""set -eE; trap 'echo "$BASH_COMMAND: exit $?" >&2; tail -5 log >&2' ERR
 printf 'version = 2\nroot = "/work/root"\nstate = "/work/state"\n[grpc]\naddress = "/work/socket"\n' > config.toml
 containerd --config config.toml > log 2>&1 & server=$!
 for i in $(seq 100); do [ -S socket ] && break; sleep 0.1; done
@@ -150,12 +150,6 @@ VENV = r"""set -e; python3 -m venv --without-pip v
 v/bin/python -c 'import sys; assert sys.prefix == "/work/v"'; echo done"""
 
 
-def rust() -> str:
-    """The directory of a Rust tool chain: Debian's, or one that rustup has put into root's home."""
-    found = [*sorted(Path("/root/.rustup/toolchains").glob("stable-*/bin/rustc")), *map(Path, ["/usr/bin/rustc"])]
-    return next((str(one.parent) for one in found if one.exists()), "/usr/bin")
-
-
 def source(name: str, text: str, then: str) -> str:
     """A script that writes `text` to the file `name` and goes on with `then`."""
     return f"cat > {name} <<'X'\n{text}\nX\n{then}"
@@ -163,7 +157,8 @@ def source(name: str, text: str, then: str) -> str:
 
 def missing(program: str) -> str:
     """A reason to skip, loudly, or nothing."""
-    return "" if shutil.which(program) else f"LOUD: no {program} on this host: our policies are NOT tested with it"
+    found = shutil.which(program, path=PATH)
+    return "" if found else f"LOUD: no {program} on this host: our policies are NOT tested with it"
 
 
 # name: the program it needs, the script
@@ -177,11 +172,11 @@ AGENT = {
     "python venv": ("python3", VENV),
     "node": ("node", source("t.js", NODE, "node t.js")),
     "npm": ("npm", NPM),
-    "java": ("java", source("T.java", JAVA, "java T.java")),
+    "java": ("javac", source("T.java", JAVA, "javac T.java && java T")),
     "gcc and glibc": ("gcc", source("t.c", C, "gcc -pthread -o t t.c && ./t")),
     "gcc and musl": ("musl-gcc", source("t.c", C, "musl-gcc -static -o t t.c && ./t")),
-    "rust": (f"{rust()}/rustc", source("t.rs", RUST, f"{rust()}/rustc t.rs && ./t")),
-    "cargo": (f"{rust()}/cargo", f"PATH=$PATH:{rust()}; {CARGO}"),
+    "rust": ("rustc", source("t.rs", RUST, "rustc t.rs && ./t")),
+    "cargo": ("cargo", CARGO),
     "ripgrep (Rust)": ("rg", RIPGREP),
     "go": ("go", source("t.go", GO, "GOCACHE=/work/cache GO111MODULE=off go build -o t t.go && ./t")),
     "containerd (Go)": ("containerd", CONTAINERD),

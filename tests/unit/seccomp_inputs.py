@@ -1,4 +1,6 @@
-"""Profiles that the seccomp tests share: the shared data resolved as engines do, ours, and deny-lists."""
+"""Profiles that the seccomp tests share: the shared data resolved as engines do, others in their shapes that are made
+here, our policies', and deny-lists.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shim.cold import seccomp_source
+from shim.cold import libseccomp, seccomp_source
 from shim.dim import seccomp
 from shim.seccomp import resolve
 from shim.seccomp.profile import Profile
@@ -82,6 +84,67 @@ def profile(default: str, *rules: dict[str, Any], archs: tuple[str, ...] = (NATI
             **more,
         }
     )
+
+
+# What an engine's list leaves out but for a capability; its other calls are those that this libseccomp knows.
+UNLISTED = (
+    "acct add_key bpf clone3 delete_module finit_module fsconfig fsmount fsopen fspick init_module io_uring_enter "
+    "io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie mount "
+    "mount_setattr move_mount nfsservctl open_by_handle_at open_tree perf_event_open pivot_root quotactl reboot "
+    "request_key setns swapoff swapon syslog umount2 unshare uselib userfaultfd vhangup"
+)
+ALL_ABIS = (NATIVE, X86, X32)
+AF_NETLINK, AF_ALG, AF_KCM = 16, 38, 41
+NETLINK_AUDIT = 9
+NEW_NAMESPACES = 0x7E020000  # the flags of clone(2) that begin with CLONE_NEW, without NEWTIME
+
+
+def listed(*conditional: str) -> str:
+    """All calls of x86-64 but UNLISTED and those whose arguments a profile looks at, and i386's for many in one."""
+    but = {*UNLISTED.split(), *conditional}
+    known = (libseccomp.name(number, NATIVE) for number in range(512))
+    return " ".join(["socketcall", "ipc", *(name for name in known if name and name not in but)])
+
+
+@functools.cache
+def by_ranges(also: str = "") -> Profile:
+    """In the shape of Docker's: one long list for three ABIs, families by ranges, clone(2) by a mask of flags; also:
+    calls of UNLISTED that a capability brings.
+    """
+    return profile(
+        "ERRNO",
+        rule(f"{listed('clone', 'personality', 'socket')} {also}", "ALLOW"),
+        *(rule("personality", "ALLOW", (0, "EQ", value)) for value in (0, 0x0040000, 2**32 - 1)),
+        rule("socket", "ALLOW", (0, "LT", AF_ALG)),
+        rule("socket", "ALLOW", (0, "EQ", AF_KCM)),
+        rule("socket", "ALLOW", (0, "GT", AF_KCM)),
+        rule("clone", "ALLOW", (0, "MASKED_EQ", NEW_NAMESPACES, 0)),
+        rule("clone3", "ERRNO", errno=38),
+        archs=ALL_ABIS,
+    )
+
+
+@functools.cache
+def by_exceptions() -> Profile:
+    """In the shape of podman's: what is unknown has another errno than what is denied, and of NETLINK's protocols one
+    is left out, by an EQ of two arguments and the NE of each.
+    """
+    return profile(
+        "ERRNO",
+        rule(UNLISTED, "ERRNO", errno=1),
+        rule(listed("personality", "socket"), "ALLOW"),
+        *(rule("personality", "ALLOW", (0, "EQ", value)) for value in (0, 8, 2**32 - 1)),
+        rule("socket", "ERRNO", (0, "EQ", AF_NETLINK), (2, "EQ", NETLINK_AUDIT), errno=22),
+        rule("socket", "ALLOW", (2, "NE", NETLINK_AUDIT)),
+        rule("socket", "ALLOW", (0, "NE", AF_NETLINK)),
+        archs=ALL_ABIS,
+        defaultErrnoRet=38,
+    )
+
+
+def dockers() -> Profile:
+    """What Docker asks: its own profile where the shared data are, else one in its shape."""
+    return moby() if SHARED.is_dir() else by_ranges()
 
 
 UNIX_ONLY = profile("ALLOW", rule("socket", "ERRNO", (0, "NE", 1)))

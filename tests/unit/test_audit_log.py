@@ -55,7 +55,7 @@ def entry(verb: str = "create", mode: str = "enforce", name: str = "web") -> aud
 
 
 def test_a_record(log: Path) -> None:
-    entry().granted(["seccomp"])
+    entry().granted(["seccomp"], denied=["mmap: too long"])
     entry(mode="audit").granted(["mounts"], "mounts: no")
     assert entry("exec").refused(Refused("user", "uid", "0", "non-root", "ask for another")) == ""
     granted, watched, refused = lines(log)
@@ -71,7 +71,9 @@ def test_a_record(log: Path) -> None:
         "agentshim.root": "/run/runc",
         "event.outcome": "success",
         "agentshim.lowered": ["seccomp"],
+        "agentshim.denied": ["mmap: too long"],
     }
+    assert "agentshim.denied" not in watched
     assert watched["agentshim.would_lose"] == ["mounts"] and watched["agentshim.would_refuse"] == "mounts: no"
     assert refused["event.outcome"] == "failure" and refused["error.type"] == "Refused"
     assert refused["error.message"] == "user: uid: asked 0, ceiling non-root: ask for another"

@@ -227,7 +227,7 @@ def test_every_intent_expands(host: Host) -> None:
     assert found["workspace"]["mounts"]["workspace"] == ["/work"]
     assert found["outbound"]["network"]["outbound"] == ["tcp:203.0.113.5:443"]
     assert found["packages"]["paths"]["rootfs"] == "writable"
-    assert found["user-namespaces"] == {}
+    assert found["user-namespaces"] == {"seccomp": {"add": ["@user-namespaces"]}}
 
 
 def test_an_intent_does_not_shrink_what_a_file_gives(host: Host) -> None:

@@ -106,27 +106,34 @@ def test_check_a_broken_config(host: Host, capsys: pytest.CaptureFixture[str]) -
     assert "config.toml:2 limit" in out
 
 
-def test_check_says_expired_and_reserved_joins(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_says_expired_joins(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     path = host.policy(
-        "mine",
-        'base = "locked"\nintents = [\n  { name = "packages", why = "last year", expires = 2020-01-01 },\n'
-        '  { name = "user-namespaces", doc = "https://e.org", why = "a browser" },\n]\n',
+        "mine", 'base = "locked"\nintents = [{ name = "packages", why = "last year", expires = 2020-01-01 }]\n'
     )
     for what in ("mine", str(path)):
         code, out = run(host, capsys, "check", what)
         assert code == 0
-        assert "intents.packages: expired, left out: last year (mine.toml:6" in out
-        assert "intents.user-namespaces: recorded; grants nothing yet: a browser" in out
+        assert "intents.packages: expired, left out: last year (mine.toml:" in out
+
+
+def test_check_an_intent_above_the_host_limit(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    """Namespaces of their own are what the built-in limit keeps from containers: its owner raises it, or they stay."""
+    path = host.policy(
+        "mine", 'base = "agent"\nintents = [{ name = "user-namespaces", why = "browsers", doc = "https://e.org" }]\n'
+    )
+    code, out = run(host, capsys, "check", str(path))
+    assert code == 1 and "mine: seccomp: asked " in out and "void, above the host limit dev" in out
+    host.configure('limit = "identity"\n')
+    assert run(host, capsys, "check", str(path))[0] == 0
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "",
-        'intents = [{ name = "user-namespaces", why = "browsers", doc = "https://e.org" }]\n',
         'why = "a while"\ndoc = "https://e.org"\nexpires = 2020-01-01\nmounts = "top"\n',
     ],
-    ids=["nothing", "an intent that grants nothing", "all of it expired"],
+    ids=["nothing", "all of it expired"],
 )
 def test_check_a_policy_that_grants_nothing(host: Host, capsys: pytest.CaptureFixture[str], text: str) -> None:
     path = host.policy("mine", text)

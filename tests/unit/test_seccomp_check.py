@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shim.cold import lint_seccomp, seccomp_source
 from shim.dim import seccomp
 from shim.errors import Invalid, ShimError
 from shim.kernel import Facts
+from shim.seccomp import resolve
 from shim.seccomp.check import check
 from shim.seccomp.profile import Profile
 
@@ -185,3 +187,115 @@ def test_what_is_no_json_names_the_file(text: str, door: Callable[[str, Path], N
     with pytest.raises(Invalid) as caught:
         door(text, path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+# --- Docker's form
+
+RULE = {
+    "names": ["read"],
+    "action": "SCMP_ACT_ERRNO",
+    "errnoRet": 38,
+    "errno": "ENOSYS",
+    "args": [ARG],
+    "comment": "",
+    "includes": {"caps": ["CAP_BPF"], "arches": ["amd64"], "minKernel": "4.8"},
+    "excludes": {"caps": ["CAP_KILL"], "arches": ["s390"], "minKernel": "7.0"},
+}
+FORM = {
+    "defaultAction": "SCMP_ACT_ERRNO",
+    "defaultErrnoRet": 1,
+    "defaultErrno": "EPERM",
+    "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}],
+    "syscalls": [READ, RULE],
+}
+ODD: tuple[Any, ...] = (
+    5,
+    -1,
+    0,
+    1.5,
+    True,
+    False,
+    "x",
+    "",
+    [5],
+    [[]],
+    [{}],
+    {"a": 1},
+    "4",
+    "4.x",
+    "4.8.1",
+    "-1.2",
+    ["CAP_MAYBE"],
+)
+
+
+def places(tree: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """Every place in a tree but its root."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield (*path, key)
+        yield from places(value, *path, key)
+
+
+def with_place(path: tuple[Any, ...], value: Any) -> Any:
+    """FORM with another value there."""
+    tree: Any = copy.deepcopy(FORM)
+    here = tree
+    for key in path[:-1]:
+        here = here[key]
+    here[path[-1]] = value
+    return tree
+
+
+@pytest.mark.parametrize("path", list(places(FORM)), ids=lambda path: ".".join(map(str, path)))
+def test_nothing_of_dockers_form_is_taken_on_trust(path: tuple[Any, ...], tmp_path: Path) -> None:
+    """Whatever stands anywhere: it is read, or refused with the place; and what is read can be resolved."""
+    for value in ODD:
+        for door in (of_a_policy, of_lint):
+            try:
+                door(json.dumps(with_place(path, value)), tmp_path / "p.json")
+            except Invalid as error:
+                said = str(error)
+                assert "\n" not in said
+                assert path[0] != "syscalls" or len(path) < 3 or f"syscalls[{path[1]}]" in said, (value, said)
+
+
+NAMED: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "archMap is a number": (("archMap",), 5, ".archMap: asked 5"),
+    "archMap of numbers": (("archMap",), [5], ".archMap[0]: asked 5"),
+    "an unknown ABI": (("archMap", 0, "architecture"), "VAX", ".archMap[0].architecture: asked VAX"),
+    "ABIs beside it": (("archMap", 0, "subArchitectures"), [7], ".archMap[0].subArchitectures[0]: asked 7"),
+    "minKernel is a number": (("syscalls", 1, "includes", "minKernel"), 5, ".syscalls[1].includes.minKernel: asked 5"),
+    "minKernel is no version": (
+        ("syscalls", 1, "excludes", "minKernel"),
+        "garbage",
+        ".syscalls[1].excludes.minKernel: asked garbage",
+    ),
+    "arches is a number": (("syscalls", 1, "includes", "arches"), 5, ".syscalls[1].includes.arches: asked 5"),
+    "arches is a string": (("syscalls", 1, "includes", "arches"), "xamd64", ".syscalls[1].includes.arches: asked xam"),
+    "arches of numbers": (("syscalls", 1, "includes", "arches"), [5], ".syscalls[1].includes.arches[0]: asked 5"),
+    "caps is a number": (("syscalls", 1, "includes", "caps"), 5, ".syscalls[1].includes.caps: asked 5"),
+    "caps of lists": (("syscalls", 1, "includes", "caps"), [[]], ".syscalls[1].includes.caps[0]: asked []"),
+    "includes is zero": (("syscalls", 1, "includes"), 0, ".syscalls[1].includes: asked 0"),
+    "an unknown error": (("syscalls", 1, "errno"), "EMAYBE", ".syscalls[1].errno: asked EMAYBE"),
+    "an error that is a number": (("syscalls", 1, "errno"), 38, ".syscalls[1].errno: asked 38"),
+    "two errors": (("syscalls", 1, "errno"), "EPERM", ".syscalls[1].errno: asked EPERM"),
+    "two defaults": (("defaultErrno",), "ENOSYS", ".defaultErrno: asked ENOSYS"),
+}
+
+
+@pytest.mark.parametrize("door", [of_a_policy, of_lint])
+@pytest.mark.parametrize("name", NAMED)
+def test_what_is_wrong_in_dockers_form_is_named(name: str, door: Callable[[str, Path], None], tmp_path: Path) -> None:
+    path, value, said = NAMED[name]
+    with pytest.raises(Invalid) as caught:
+        door(json.dumps(with_place(path, value)), tmp_path / "p.json")
+    assert f"seccomp: {tmp_path / 'p.json'}{said}" in str(caught.value)
+
+
+def test_an_error_by_its_name_is_that_error() -> None:
+    """podman's way; Docker's is errnoRet."""
+    rule = {"names": ["read"], "action": "SCMP_ACT_ERRNO", "errno": "ENOSYS"}
+    tree = seccomp_source.normal({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrno": "EACCES", "syscalls": [rule]}, "x")
+    raw = resolve.resolve(tree, 0, "x86_64", (6, 1))
+    assert raw["defaultErrnoRet"] == 13 and raw["syscalls"][0]["errnoRet"] == 38
+    check(raw)

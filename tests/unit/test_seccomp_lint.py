@@ -106,6 +106,21 @@ TWINS: dict[str, tuple[Tree, list[tuple[int, str]], Tree]] = {
         [(0, "unmasked-int")],
         tree("ALLOW", rule("clone", "ERRNO", (0, "MASKED_EQ", 0x10000000, 0x10000000))),
     ),
+    "a denial of ints below": (
+        tree("ALLOW", rule("socket", "ERRNO", (0, "LT", 17))),
+        [(0, "unmasked-int")],
+        tree("ALLOW", rule("socket", "ERRNO", (0, "GT", 17))),  # high bits only make it more
+    ),
+    "a denial of ints up to": (
+        tree("ALLOW", rule("socket", "ERRNO", (0, "LE", 17))),
+        [(0, "unmasked-int")],
+        tree("ALLOW", rule("socket", "ERRNO", (0, "GE", 17))),
+    ),
+    "a denial of all but what no int is": (
+        tree("ALLOW", rule("socket", "ERRNO", (0, "NE", 1 << 32 | 17))),
+        [(0, "unmasked-int")],
+        tree("ALLOW", rule("socket", "ERRNO", (0, "NE", 17))),
+    ),
     "an int by range": (
         tree("ERRNO", rule("socket", "ALLOW", (0, "GT", 40))),
         [(0, "unmasked-int")],
@@ -162,6 +177,42 @@ def test_conditions_on_capabilities_are_read_both_ways() -> None:
     plain, parted = rule("mmap", "ALLOW"), rule("mmap", "ALLOW", (1, "EQ", 3))
     assert found("ERRNO", {**plain, **cap}, {**parted, **without}) == []
     assert found("ERRNO", {**plain, **cap}, parted) == [(1, "conditional-lost")]
+
+
+ADMIN, CHROOT, BPF = ({"caps": [f"CAP_{name}"]} for name in ("SYS_ADMIN", "SYS_CHROOT", "BPF"))
+PLAIN, PARTED = rule("mmap", "ALLOW"), rule("mmap", "ALLOW", (1, "EQ", 3))
+WHEN: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "one capability and not another": ({"includes": ADMIN}, {"excludes": CHROOT}, True),
+    "each without the other's": ({"includes": ADMIN, "excludes": BPF}, {"includes": CHROOT, "excludes": BPF}, True),
+    "never both": ({"includes": ADMIN, "excludes": BPF}, {"includes": BPF}, False),
+    "never at all": ({"includes": ADMIN, "excludes": ADMIN}, {}, False),
+    "kernels before": ({"excludes": {"minKernel": "4.8"}}, {}, True),
+    "kernels between": ({"includes": {"minKernel": "4.8"}}, {"excludes": {"minKernel": "5.0"}}, True),
+    "kernels apart": ({"includes": {"minKernel": "5.0"}}, {"excludes": {"minKernel": "5.0"}}, False),
+    "another machine": ({"includes": {"arches": ["s390x"]}}, {}, False),
+    "but this machine": ({"excludes": {"arches": ["amd64", "arm64"]}}, {}, False),
+}
+
+
+@pytest.mark.parametrize("name", WHEN)
+def test_rules_that_are_there_together_under_some_capabilities_and_kernel(name: str) -> None:
+    one, other, together = WHEN[name]
+    assert found("ERRNO", {**PLAIN, **one}, {**PARTED, **other}) == [(1, "conditional-lost")] * together
+    assert found("ERRNO", {**PARTED, **other}, {**PLAIN, **one}) == [(0, "conditional-lost")] * together
+    trap = rule("mmap", "TRAP", (1, "GE", 3))
+    assert found("ERRNO", {**trap, **one}, {**PARTED, **other}) == [(1, "overlap")] * together
+    kill = rule("mmap", "KILL")
+    assert found("ERRNO", {**PLAIN, **one}, {**kill, **other}) == [(1, "second-lost")] * together
+
+
+def test_a_filter_that_is_too_long_under_some_capabilities_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove, "MOST_INSTRUCTIONS", 64)
+    many = [rule("mmap", "ALLOW", (1, "EQ", n << 32 | n * 3)) for n in range(40)]
+    when = {"includes": ADMIN, "excludes": BPF}
+    assert found("ERRNO", *({**one, **when} for one in many)) == [(-1, "too-long")]
+    old = {"excludes": {"minKernel": "4.8"}}
+    assert found("ERRNO", *({**one, **old} for one in many)) == [(-1, "too-long")]
+    assert found("ERRNO", READ) == []
 
 
 def test_too_many_instructions() -> None:

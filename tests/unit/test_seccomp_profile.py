@@ -270,6 +270,26 @@ def test_a_directory_that_cannot_be_trusted_is_not_written_to(directory: str) ->
     assert os.listdir(directory) == []
 
 
+@pytest.mark.parametrize("how", [one for one in HARM if one not in ("changed", "of another key")])
+def test_a_record_of_a_comparison_that_cannot_be_trusted_is_none(
+    directory: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(gate, "PROVED", directory)
+    monkeypatch.setattr(policy, "VAR", os.path.dirname(directory))
+    assert not gate.is_seen("k")
+    gate.saw("k", 3)
+    assert gate.is_seen("k") and not gate.is_seen("k2")
+    damage(Path(directory) / f"k{gate.SEEN}", how)
+    assert not gate.is_seen("k")
+
+
+def test_what_a_killed_store_has_left_is_written_over(directory: str) -> None:
+    cache.store(directory, "k", profile("ERRNO"), {})
+    (Path(directory) / "k").rename(Path(directory) / ".k")
+    cache.store(directory, "k", profile("ERRNO"), {})
+    assert os.listdir(directory) == ["k"]
+
+
 # --- sources
 
 
@@ -313,7 +333,7 @@ def test_a_file_of_dockers_form(tmp_path: Path) -> None:
         ),
         (
             {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{**rule("a", "ALLOW"), "includes": {"caps": ["CAP_X"]}}]},
-            ".syscalls[0].includes.caps",
+            ".syscalls[0].includes.caps[0]",
         ),
         (
             {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{**rule("a", "ALLOW"), "includes": {"cap": []}}]},

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     Rules = dict[str, list[bytes]]  # chain -> its rules
 
-GRANTS = ("leased", "hosts", "outbound")  # sets: until a time, one address and port each, ranges
+GRANTS = ("hosts", "leased", "outbound")  # sets: one address and port each, until a time, ranges; the dearest last
 
 # Not grantable, also not by "any": the first bytes of an address, and a mask where the prefix ends within a byte.
 HARD4 = (
@@ -70,29 +70,30 @@ OUR_PORT = ct(nft.PROTO_SRC, 9, REPLY)
 class Family:
     """One address family: the suffix of its sets and chains, and the words that depend on it.
 
-    `here`: the packet is of this family; `to`, `of`: load the key protocol . far address . far port of a packet that
-    goes out, or comes in; `about`: of the outbound flow that an ICMP error is about; `caller`: protocol . far address .
-    our port of a packet that comes in; `error`, `ping`, `pong`: kinds of ICMP; `hard`: the hard deny, without verdicts.
+    `here`: the packet is of this family, said anew in each rule for whoever lists them; `to`, `of`: load the key
+    protocol . far address . far port of a packet that goes out, or comes in; `about`: of the outbound flow that an ICMP
+    error is about; `caller`: protocol . far address . our port of a packet that comes in; `error`, `ping`, `pong`:
+    kinds of ICMP; `hard`: the hard deny, without verdicts.
     """
 
     __slots__ = ("suffix", "here", "to", "of", "about", "caller", "error", "ping", "pong", "hard")
 
-    def __init__(self, suffix: str, number: int, offsets: tuple[int, int], width: int, kinds: tuple[int, ...]) -> None:
+    def __init__(self, suffix: str, here: bytes, offsets: tuple[int, int], width: int, kinds: tuple[int, ...]) -> None:
         source, destination = offsets
         port = nft.NEXT_REGISTER + width // 4
         icmp, ping, pong = kinds
         address_key = nft.SRC_IP6 if suffix else nft.SRC_IP
         self.suffix = suffix
-        self.here = meta(nft.NFPROTO) + compared(bytes((number,)))
+        self.here = here
         far, near = payload(NETWORK, destination, width, 9), payload(NETWORK, source, width, 9)
-        self.to = self.here + _L4 + far + payload(TRANSPORT, 2, 2, port)
-        self.of = self.here + _L4 + near + payload(TRANSPORT, 0, 2, port)
-        self.caller = self.here + _L4 + near + payload(TRANSPORT, 2, 2, port)
+        self.to = here + _L4 + far + payload(TRANSPORT, 2, 2, port)
+        self.of = here + _L4 + near + payload(TRANSPORT, 0, 2, port)
+        self.caller = here + _L4 + near + payload(TRANSPORT, 2, 2, port)
         self.about = _FLOW + ct(address_key, 9, REPLY) + ct(nft.PROTO_SRC, port, REPLY)
         self.error = _L4 + compared(bytes((icmp,)))
-        kind = self.here + self.error + payload(TRANSPORT, 0, 1)
+        kind = here + self.error + payload(TRANSPORT, 0, 1)
         self.ping, self.pong = kind + compared(bytes((ping,))), kind + compared(bytes((pong,)))
-        self.hard = [self.here + _prefix(destination, *one) for one in (HARD6 if suffix else HARD4)]
+        self.hard = [here + _prefix(destination, *one) for one in (HARD6 if suffix else HARD4)]
 
 
 def _prefix(offset: int, value: bytes, mask: bytes) -> bytes:
@@ -101,80 +102,96 @@ def _prefix(offset: int, value: bytes, mask: bytes) -> bytes:
 
 def family4() -> Family:
     """IPv4: source at 12, destination at 16; ICMP is 1, echo request 8, reply 0."""
-    return Family("", 2, (12, 16), 4, (1, 8, 0))
+    return Family("", HERE4, (12, 16), 4, (1, 8, 0))
 
 
 def family6() -> Family:
     """IPv6: source at 8, destination at 24; ICMPv6 is 58, echo request 128, reply 129."""
-    return Family("6", 10, (8, 24), 16, (58, 128, 129))
+    return Family("6", HERE6, (8, 24), 16, (58, 128, 129))
 
 
 def rules(six: bool, dns: bool, icmp: bool) -> Rules:
     """Every chain with its rules. `six`: IPv6 is open as far as granted, else shut; `dns`: the engine's resolver on lo
     may be asked; `icmp`: echo in and out.
     """
-    v4 = family4()
-    refusal = [TCP + nft.reject_reset(), nft.reject_prohibited()]
-    chains: Rules = {"led_on": refusal, "deny": _deny(v4), "output": [], "input": [], "forward": [DROP]}
-    led_on = [rule + nft.verdict(nft.GOTO, "led_on") for rule in (LED_ON4, LED_ON6)]
-    chains["output"] = [*led_on, *_resolver(v4, dns), OUT_LO + ACCEPT, INVALID + DROP]
-    chains["input"] = [IN_LO + ACCEPT, LED_ON4 + DROP, LED_ON6 + DROP, INVALID + DROP]
-    if six:
-        _open6(chains, icmp)
-    else:
-        _shut6(chains)
-    redirect = v4.here + v4.error + payload(TRANSPORT, 0, 1) + compared(b"\5")
-    chains["output"] += _output(v4, icmp)
-    chains["input"] += [redirect + DROP, *_input(v4, icmp)]
-    return chains
+    v4, v6 = family4(), family6()
+    redirect = HERE4 + v4.error + payload(TRANSPORT, 0, 1) + compared(b"\5")
+    led_on = LED_ON4 + nft.verdict(nft.GOTO, "led_on")
+    return {
+        "led_on": [TCP + nft.reject_reset(), nft.reject_prohibited()],
+        "deny": _deny(v4),
+        "lo": [led_on, *_resolver(dns), ACCEPT],
+        "back": _back(v4, icmp),
+        **_six(v6, six, icmp),
+        "output": [
+            HERE6 + nft.verdict(nft.GOTO, "output6"),
+            OUT_LO + nft.verdict(nft.GOTO, "lo"),
+            led_on,
+            INVALID + DROP,
+            *_output(v4, icmp),
+        ],
+        "input": [
+            HERE6 + nft.verdict(nft.GOTO, "input6"),
+            IN_LO + ACCEPT,
+            LED_ON4 + DROP,
+            INVALID + DROP,
+            redirect + DROP,
+            *_input(v4, icmp),
+        ],
+        "forward": [DROP],
+    }
 
 
-def _resolver(v4: Family, dns: bool) -> list[bytes]:
-    """127.0.0.11 before lo is accepted: Docker's resolver answers there, and forwards from the host's network: a tunnel
-    through any lock.
+def _resolver(dns: bool) -> list[bytes]:
+    """127.0.0.11 is not accepted with the rest of lo: Docker's resolver answers there, and forwards from the host's
+    network: a tunnel through any lock.
     """
-    return (
-        [] if dns else [v4.here + payload(NETWORK, 16, 4) + compared(b"\x7f\0\0\x0b") + nft.verdict(nft.GOTO, "deny")]
-    )
+    return [] if dns else [HERE4 + payload(NETWORK, 16, 4) + compared(b"\x7f\0\0\x0b") + nft.verdict(nft.GOTO, "deny")]
 
 
-def _open6(chains: Rules, icmp: bool) -> None:
-    v6 = family6()
-    kind = v6.here + v6.error + payload(TRANSPORT, 0, 1)
+def _six(v6: Family, six: bool, icmp: bool) -> Rules:
+    """IPv6, on lo as it is."""
+    led_on = LED_ON6 + nft.verdict(nft.GOTO, "led_on")
+    out, into = [led_on, OUT_LO + ACCEPT, INVALID + DROP], [IN_LO + ACCEPT, LED_ON6 + DROP, INVALID + DROP]
+    if not six:
+        shut = [nft.counter(), TCP + nft.reject_reset(), nft.reject_prohibited()]
+        return {"output6": [*out, *shut], "input6": [*into, nft.counter(), DROP]}
     # Router and neighbour solicitation and advertisement, without which no address is reached: 133 to 136.
+    kind = HERE6 + v6.error + payload(TRANSPORT, 0, 1)
     discovery = kind + compared(b"\x85", nft.LEAST) + compared(b"\x88", nft.MOST) + ACCEPT
-    chains.update({"deny6": _deny(v6), "output6": [discovery, *_output(v6, icmp)]})
-    chains["input6"] = [discovery, *_input(v6, icmp)]
     # IPv6 takes any source (IPV6_FREEBIND needs no right): on lo a packet to itself would make conntrack believe that
     # a stranger has called, and the answer go out; elsewhere it would go out in a neighbour's name. What the kernel
     # itself answers by lo in a stranger's name is not new.
-    foreign = v6.here + NEW + nft.source_kind() + compared(_native(RTN_LOCAL), nft.UNEQUAL)
-    chains["output"].insert(0, foreign + DROP)
-    for name in ("output", "input"):
-        chains[name].append(v6.here + nft.verdict(nft.GOTO, name + "6"))
-
-
-def _shut6(chains: Rules) -> None:
-    chains["shut6"] = [nft.counter(), TCP + nft.reject_reset(), nft.reject_prohibited()]
-    chains["output"].append(HERE6 + nft.verdict(nft.GOTO, "shut6"))
-    chains["input"].append(HERE6 + nft.counter() + DROP)
+    foreign = HERE6 + NEW + nft.source_kind() + compared(_native(RTN_LOCAL), nft.UNEQUAL)
+    return {
+        "deny6": _deny(v6),
+        "back6": _back(v6, icmp),
+        "output6": [foreign + DROP, *out, discovery, *_output(v6, icmp)],
+        "input6": [*into, discovery, *_input(v6, icmp)],
+    }
 
 
 def _output(family: Family, icmp: bool) -> list[bytes]:
     suffix = family.suffix
     deny = nft.verdict(nft.GOTO, "deny" + suffix)
-    count = family.to[len(family.here) :] + update("flows" + suffix) + ACCEPT
-    out = [hard + deny for hard in family.hard]
-    out += [
+    count = update("flows" + suffix) + ACCEPT
+    return [
+        *[hard + deny for hard in family.hard],
         RELATED + TCP + RESET + ACCEPT,  # only the kernel's own: it answers what the input chain rejects
-        WAY_BACK + _L4 + payload(TRANSPORT, 0, 2, 9) + lookup("inbound") + ACCEPT,
-        WAY_BACK + RELATED + family.error + _FLOW + OUR_PORT + lookup("inbound") + ACCEPT,
-        *([WAY_BACK + family.pong + ACCEPT] if icmp else []),
+        WAY_BACK + nft.verdict(nft.JUMP, "back" + suffix),
         *[family.to + lookup(name + suffix) + count for name in GRANTS],
         *([family.ping + ACCEPT] if icmp else []),
         deny,
     ]
-    return out
+
+
+def _back(family: Family, icmp: bool) -> list[bytes]:
+    """Answers to those who called; what goes out in another flow is looked up as any packet."""
+    return [
+        _L4 + payload(TRANSPORT, 0, 2, 9) + lookup("inbound") + ACCEPT,
+        RELATED + family.error + _FLOW + OUR_PORT + lookup("inbound") + ACCEPT,
+        *([family.pong + ACCEPT] if icmp else []),
+    ]
 
 
 def _input(family: Family, icmp: bool) -> list[bytes]:

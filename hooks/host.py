@@ -98,8 +98,8 @@ def entries(
     here = port.address
     every: list[Entry] = [
         (nft_read.BRIDGE, "ports", PORT_KEY.pack(host_end(here).encode(), mac(here), here), b"", b""),
-        (nft_read.INET, "agents_out", here, b"", nft.chain(f"out_{tag}")),
-        (nft_read.INET, "agents_in", here, b"", nft.chain(f"in_{tag}")),
+        (nft_read.INET, "policies_out", here, b"", nft.chain(f"out_{tag}")),
+        (nft_read.INET, "policies_in", here, b"", nft.chain(f"in_{tag}")),
     ]
     for (number, far), ports in _merged(pinned).items():
         every += [_ranged("pinned", *(FLOW_KEY.pack(here, number, far, one) for one in ends)) for ends in ports]
@@ -157,7 +157,7 @@ def address_in(name: str, key: bytes, data: bytes) -> bytes:
 
 ELEMENTS = (
     (nft_read.BRIDGE, "ports"),
-    *((nft_read.INET, name) for name in ("agents_out", "agents_in", "leased", "pinned", "pinned_wide")),
+    *((nft_read.INET, name) for name in ("policies_out", "policies_in", "leased", "pinned", "pinned_wide")),
     *((nft_read.INET, name) for name in ("services", "services_wide", "published", "served")),
 )
 

@@ -27,8 +27,8 @@ add table bridge agentshim
 add set bridge agentshim ports { type ifname . ether_addr . ipv4_addr; }
 add table arp agentshim
 add table inet agentshim
-add map inet agentshim agents_out { type ipv4_addr : verdict; }
-add map inet agentshim agents_in { type ipv4_addr : verdict; }
+add map inet agentshim policies_out { type ipv4_addr : verdict; }
+add map inet agentshim policies_in { type ipv4_addr : verdict; }
 add set inet agentshim flows { type ipv4_addr; size 65535; flags dynamic; }
 add set inet agentshim leased { type ipv4_addr . inet_proto . ipv4_addr . inet_service; flags timeout; }
 add set inet agentshim pinned { type ipv4_addr . inet_proto . ipv4_addr . inet_service; }
@@ -48,7 +48,6 @@ _TO = "ip saddr . meta l4proto . ip daddr . th dport"
 _FROM = "ip daddr . meta l4proto . ip saddr . th sport"
 _SERVED_TO = "ct status dnat ip daddr . meta l4proto . th dport @served accept"
 _SERVED_FROM = "ct direction reply ct status dnat ip saddr . meta l4proto . th sport @served accept"
-_ERRORS = ("ct state related icmp type 3 accept", "ct state related icmp type 11-12 accept")  # no redirects
 MOST_FLOWS = 8192  # at once, of one container: conntrack's table (262,144 here) is all the host's
 _NO_IPV6 = "meta nfproto ipv6 drop"
 _INVALID = "ct state invalid drop"
@@ -101,7 +100,7 @@ def _bridge(marked: str, bare: str, believe: str, forget: str) -> dict[str, list
             f"iifname . ether saddr . ip saddr @ports {believe} accept",
             "drop",
         ],
-        "input": [f"type filter hook input {_FIRST}", f'iifname "av*" {bare} drop'],
+        "input": [f"type filter hook input {_FIRST}", f'{bare} iifname "av*" drop'],
         "forward": [f"type filter hook forward {_FIRST}", 'iifname "av*" drop', 'oifname "av*" drop'],
         "output": [f"type filter hook output {_FIRST}", 'oifname "av*" ether type != ip drop'],
     }
@@ -111,11 +110,11 @@ def _inet(marked: str, bare: str, forget: str) -> dict[str, list[str]]:
     return {
         "arrival": [
             f"type filter hook prerouting {_FIRST}",
+            'iifname "as-*" goto from_bridge',
             'iifname "av*" drop',
-            f'iifname != "as-*" {marked} {forget}',
-            f'iifname "as-*" {_NO_IPV6}',
-            f'iifname "as-*" {bare} drop',
+            f"{marked} {forget}",
         ],
+        "from_bridge": [_NO_IPV6, f"{bare} drop", "accept"],
         **_forward(bare),
         **_host(bare),
         **_nat(marked),
@@ -135,23 +134,25 @@ def _forward(bare: str) -> dict[str, list[str]]:
             _INVALID,
             f"{bare} drop",
             'oifname "as-*" goto deny',
-            *(f"ip daddr {net} goto deny" for net in hard()),
+            f"ip daddr {{ {', '.join(hard())} }} goto deny",
             f"ct state new add @flows {{ ip saddr ct count over {MOST_FLOWS} }} goto deny",
-            _SERVED_FROM,
-            "ct direction reply goto deny",
+            "ct direction reply goto served_from",
+            "ip saddr vmap @policies_out",
             *(f"{_TO} @{name} accept" for name in _GRANTED),
-            "ip saddr vmap @agents_out",
             "goto deny",
         ],
+        "served_from": [_SERVED_FROM, "goto deny"],
         "to_agent": [
             _NO_IPV6,
             _INVALID,
-            *_ERRORS,  # conntrack knows a flow that was let through; the lock inside looks up whether it still is
+            # conntrack knows a flow that was let through; the lock inside looks up whether it still is
+            "ct state related jump errors",
             "ct direction reply goto answers",
             _SERVED_TO,
             "goto deny",
         ],
-        "answers": [*(f"{_FROM} @{name} accept" for name in _GRANTED), "ip daddr vmap @agents_in", "goto deny"],
+        "errors": ["icmp type 3 accept", "icmp type 11-12 accept", "return"],  # no redirects
+        "answers": ["ip daddr vmap @policies_in", *(f"{_FROM} @{name} accept" for name in _GRANTED), "goto deny"],
     }
 
 
@@ -174,14 +175,14 @@ def _host(bare: str) -> dict[str, list[str]]:
         "from_host": [
             _NO_IPV6,
             "ct state related tcp flags & rst == rst accept",  # only the kernel's own: it answers what we reject
-            *_ERRORS,
+            "ct state related jump errors",
             *(f"ct direction reply ip daddr . ip saddr . meta l4proto . th sport @{name} accept" for name in services),
             f"ct direction reply {_FROM} @leased accept",
             _SERVED_TO,
             "goto deny",
         ],
         "postrouting": ["type filter hook postrouting priority 90; policy accept;", 'oifname "as-*" goto departure'],
-        "departure": [_NO_IPV6, "ct state related accept", "ct direction reply accept", _SERVED_TO, "drop"],
+        "departure": [_NO_IPV6, "ct direction reply accept", "ct state related accept", _SERVED_TO, "drop"],
     }
 
 
@@ -230,8 +231,10 @@ def policy(tag: str, section: dict[str, Any]) -> str:
         out.append(f"add set inet {TABLE} {name} {{ {field}{flags} }}\nflush set inet {TABLE} {name}\n")
     out += _elements(f"hosts_{tag}", [key for key in keys if key[0] == key[1]])
     out += _elements(f"nets_{tag}", [key for key in keys if key[0] != key[1]])
-    lookups = [(f"meta l4proto . ip daddr . th dport @{one}_{tag}", "out") for one in ("hosts", "nets")]
-    lookups += [(f"meta l4proto . ip saddr . th sport @{one}_{tag}", "in") for one in ("hosts", "nets")]
+    wide = {key[0] != key[1] for key in keys}
+    there = [name for name, one in (("hosts", False), ("nets", True)) if one in wide]
+    lookups = [(f"meta l4proto . ip daddr . th dport @{one}_{tag}", "out") for one in there]
+    lookups += [(f"meta l4proto . ip saddr . th sport @{one}_{tag}", "in") for one in there]
     if section.get("icmp"):
         lookups += [("icmp type echo-request", "out"), ("icmp type echo-reply", "in")]
     learned = groups(section.get("learned", ()))
@@ -240,7 +243,7 @@ def policy(tag: str, section: dict[str, Any]) -> str:
         f"{side}_{tag}": [
             *(f"{one} accept" for one, of in lookups if of == side),
             *_learned(tag, side, learned, section),
-            "goto deny",
+            "return",
         ]
         for side in ("out", "in")
     }
@@ -262,7 +265,7 @@ def _learned(tag: str, side: str, learned: list[tuple[str, int, int]], section: 
     if not learned:
         return []
     far, port = ("daddr", "dport") if side == "out" else ("saddr", "sport")
-    rules = [f"ip {far} != {{ {', '.join(section['public'])} }} goto deny"]
+    rules = [f"ip {far} != {{ {', '.join(section['public'])} }} return"]
     for number, (protocol, first, last) in enumerate(learned):
         name = learned_set(tag, number)
         renew = f" update @{name} {{ ip daddr timeout 1h }}" if side == "out" else ""

@@ -130,8 +130,8 @@ def entry(table: str, name: str, key: bytes, last: bytes = b"", data: bytes = b"
 
 
 def chain(name: str) -> bytes:
-    """The data of a verdict map: go to a chain."""
-    return nested(2, nested(2, u32(1, GOTO & 0xFFFFFFFF), text(2, name)))
+    """The data of a verdict map: a chain, which comes back where it has no rule for the packet."""
+    return nested(2, nested(2, u32(1, JUMP & 0xFFFFFFFF), text(2, name)))
 
 
 def value(data: bytes) -> bytes:

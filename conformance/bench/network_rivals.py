@@ -196,7 +196,7 @@ def _elements(word: str, end: str, mac: str, address: str, tag: str, published: 
     line = f"{word} element inet agentshim"
     out, into = (f" : goto {side}_{tag}" if word == "add" else "" for side in ("out", "in"))
     text = f'{word} element bridge agentshim ports {{ "{end}" . {mac} . {address} }}\n'
-    text += f"{line} agents_out {{ {address}{out} }}\n{line} agents_in {{ {address}{into} }}\n"
+    text += f"{line} policies_out {{ {address}{out} }}\n{line} policies_in {{ {address}{into} }}\n"
     for outer, outside, inside, protocol in published:
         target = f" : {address} . {inside}" if word == "add" else ""
         text += f"{line} published {{ {outer} . {protocol} . {outside}{target} }}\n"

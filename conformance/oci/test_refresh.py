@@ -181,7 +181,7 @@ def test_a_name_that_leads_to_the_host_changes_nothing(
 def test_what_a_killed_call_left_is_put_right(named: Runtime, world: World, hosts: Hosts, bundle: Maker) -> None:
     """It had opened both locks, and died before it had written so."""
     started(named, bundle, "c")
-    agent = next(one for one in world.elements() if one.startswith("agents_out")).split("'")[1]
+    agent = next(one for one in world.elements() if one.startswith("policies_out")).split("'")[1]
     element = f"{agent} . tcp . {OTHER} . 8080"
     world.inside(world.host, tool("nft"), "add", "element", "inet", "agentshim", "pinned", f"{{ {element} }}")
     place = f"/proc/{named.state('c')['pid']}/ns/net"

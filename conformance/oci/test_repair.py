@@ -146,7 +146,7 @@ def test_a_door_is_put_back(runtime: Runtime, world: World, bundle: Maker) -> No
 
 @pytest.mark.parametrize(
     "harm",
-    ["flush map inet agentshim agents_out", "flush set bridge agentshim ports", "flush set inet agentshim services"],
+    ["flush map inet agentshim policies_out", "flush set bridge agentshim ports", "flush set inet agentshim services"],
 )
 def test_elements_alone_are_missed(cells: Runtime, world: World, bundle: Maker, harm: str) -> None:
     """The rules are as they were."""
@@ -163,8 +163,8 @@ def test_elements_alone_are_missed(cells: Runtime, world: World, bundle: Maker, 
 def test_an_element_that_leads_elsewhere_is_told(cells: Runtime, world: World, bundle: Maker) -> None:
     started(cells, bundle, "a")
     here = address_of(cells, "a")
-    nft(world, "delete", "element", "inet", "agentshim", "agents_out", "{", here, "}")
-    nft(world, "add chain inet agentshim open; add element inet agentshim agents_out {", here, ": goto open }")
+    nft(world, "delete", "element", "inet", "agentshim", "policies_out", "{", here, "}")
+    nft(world, "add chain inet agentshim open; add element inet agentshim policies_out {", here, ": jump open }")
     assert "elements of 1 containers" in shown(cells) and doctor(cells, "network.elements") == ["fail"]
     net_up(cells, bundle)
     assert "rules as loaded" in shown(cells) and asked(cells, "a", OTHER, 8080).code != 0 and reached(cells, "a")

@@ -12,7 +12,7 @@ HARD = {
     "": ["169.254.0.0/16", "100.100.100.200", "0.0.0.0/8", "224.0.0.0/3"],
     "6": ["fe80::/10", "ff00::/8", "fd00:ec2::254", "fd20:ce::254", "64:ff9b::a9fe:0/112"],
 }
-GRANTS = ("leased", "hosts", "outbound")
+GRANTS = ("hosts", "leased", "outbound")
 PROTO_SRC = {"ct": {"key": "proto-src", "dir": "reply"}}
 
 
@@ -45,36 +45,39 @@ def _elements(every: list[str] | None) -> str:
 
 def chains(six: bool, dns: bool, icmp: bool) -> dict[str, list[str]]:
     refusal = ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
-    out = {"deny": _deny(""), "led_on": refusal}
+    led_on = "meta nfproto ipv4 ip hdrlength != 5 goto led_on"
+    out = {"deny": _deny(""), "led_on": refusal, "back": _back("", icmp)}
+    out["lo"] = [led_on, *([] if dns else ["ip daddr 127.0.0.11 goto deny"]), "accept"]
     out["output"] = [
         "type filter hook output priority filter; policy drop;",
-        *(["meta nfproto ipv6 ct state new fib saddr type != local drop"] if six else []),
-        "meta nfproto ipv4 ip hdrlength != 5 goto led_on",
-        "exthdr rt exists goto led_on",
-        *([] if dns else ["ip daddr 127.0.0.11 goto deny"]),
-        "oif 1 accept",
+        "meta nfproto ipv6 goto output6",
+        "oif 1 goto lo",
+        led_on,
         "ct state invalid drop",
-        "meta nfproto ipv6 goto output6" if six else "meta nfproto ipv6 goto shut6",
         *_output("", icmp),
     ]
     out["input"] = [
         "type filter hook input priority filter; policy drop;",
+        "meta nfproto ipv6 goto input6",
         "iif 1 accept",
         "meta nfproto ipv4 ip hdrlength != 5 drop",
-        "exthdr rt exists drop",
         "ct state invalid drop",
-        "meta nfproto ipv6 goto input6" if six else "meta nfproto ipv6 counter drop",
         "icmp type redirect drop",
         *_input("", icmp),
     ]
     out["forward"] = ["type filter hook forward priority filter; policy drop;", "drop"]
+    to6 = ["exthdr rt exists goto led_on", "oif 1 accept", "ct state invalid drop"]
+    of6 = ["iif 1 accept", "exthdr rt exists drop", "ct state invalid drop"]
     if six:
+        foreign = "meta nfproto ipv6 ct state new fib saddr type != local drop"
         out["deny6"] = _deny("6")
-        out["output6"] = ["icmpv6 type 133-136 accept", *_output("6", icmp)]
-        out["input6"] = ["icmpv6 type 133-136 accept", *_input("6", icmp)]
+        out["back6"] = _back("6", icmp)
+        out["output6"] = [foreign, *to6, "icmpv6 type 133-136 accept", *_output("6", icmp)]
+        out["input6"] = [*of6, "icmpv6 type 133-136 accept", *_input("6", icmp)]
     else:
-        out["shut6"] = ["counter", "meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
-    return dict(sorted(out.items(), key=lambda item: ("output" in item[0] or "input" in item[0], item[0])))
+        out["output6"] = [*to6, "counter", *refusal]
+        out["input6"] = [*of6, "counter", "drop"]
+    return dict(sorted(out.items(), key=lambda item: ("put" in item[0], item[0])))
 
 
 def _output(f: str, icmp: bool) -> list[str]:
@@ -84,12 +87,16 @@ def _output(f: str, icmp: bool) -> list[str]:
     return [
         *(f"ip{f} daddr {net} goto deny{f}" for net in HARD[f]),
         "ct state related meta l4proto tcp tcp flags & rst == rst accept",
-        "ct direction reply meta l4proto . th sport @inbound accept",
-        *([f"ct direction reply {echo} type echo-reply accept"] if icmp else []),
+        f"ct direction reply jump back{f}",
         *(f"{key} @{name}{f} {count}" for name in GRANTS),
         *([f"{echo} type echo-request accept"] if icmp else []),
         f"goto deny{f}",
     ]
+
+
+def _back(f: str, icmp: bool) -> list[str]:
+    echo = "icmpv6" if f else "icmp"
+    return ["meta l4proto . th sport @inbound accept", *([f"{echo} type echo-reply accept"] if icmp else [])]
 
 
 def _input(f: str, icmp: bool) -> list[str]:
@@ -124,7 +131,7 @@ def related(six: bool) -> list[tuple[str, list[Any]]]:
         far = {"ct": {"key": f"ip{f} saddr", "dir": "reply"}}
         ours = [{"ct": {"key": "protocol"}}, PROTO_SRC]
         out += [
-            ("output" + f, _error(f, "reply", ours, "@inbound")),
+            ("back" + f, _error(f, "", ours, "@inbound")),
             *(("input" + f, _error(f, "reply", [ours[0], far, ours[1]], f"@{name}{f}")) for name in GRANTS),
             ("input" + f, _error(f, "original", ours, "@inbound")),
         ]
@@ -136,7 +143,7 @@ def _error(f: str, direction: str, key: list[Any], name: str) -> list[Any]:
         return {"match": {"op": op, "left": left, "right": right}}
 
     return [
-        match({"ct": {"key": "direction"}}, direction),
+        *([match({"ct": {"key": "direction"}}, direction)] if direction else []),
         match({"ct": {"key": "state"}}, "related", "in"),
         match({"meta": {"key": "l4proto"}}, "ipv6-icmp" if f else "icmp"),
         match({"concat": key}, name),

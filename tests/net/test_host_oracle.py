@@ -32,8 +32,8 @@ SECTION = {
 }
 BY_HAND = {
     ("bridge", "ports"): '"av0acf0005" . 02:a5:0a:cf:00:05 . 10.207.0.5',
-    ("inet", "agents_out"): f"10.207.0.5 : goto out_{TAG}",
-    ("inet", "agents_in"): f"10.207.0.5 : goto in_{TAG}",
+    ("inet", "policies_out"): f"10.207.0.5 : jump out_{TAG}",
+    ("inet", "policies_in"): f"10.207.0.5 : jump in_{TAG}",
     ("inet", "pinned"): "10.207.0.5 . tcp . 203.0.113.9 . 443, 10.207.0.5 . udp . 203.0.113.9 . 443",
     ("inet", "pinned_wide"): "10.207.0.5 . tcp . 203.0.113.9 . 1000-1005",
     ("inet", "services"): "10.207.0.5 . 10.207.0.1 . tcp . 9000",
@@ -123,7 +123,7 @@ def test_what_is_read_back_says_whose_it_is(lab: Lab) -> None:
     mine = {key for key, data in found.items() if host.address_in(key[1], key[2], data) == PORT.address}
     doors = {one[:4] for one in mine if one[1] in ("served", "published")}
     assert doors and mine - doors == {one[:4] for one in every} and len(found) == len(mine) + 3
-    assert found[nft_read.INET, "agents_out", PORT.address, b""] == f"out_{TAG}".encode()
+    assert found[nft_read.INET, "policies_out", PORT.address, b""] == f"out_{TAG}".encode()
     ask(lab, nft.mixed(host.drop(mine)))
     filled = sum("'elem': [" in one or '"elem": [' in one for one in listed(lab))
     assert filled == 3 + 2  # the other agent's, and the policy's

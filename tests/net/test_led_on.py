@@ -101,7 +101,7 @@ def heard(lab: Lab, sent: Any) -> bool:
 
 def shut_off(rules: Rules) -> None:
     """The lock without these rules."""
-    for chain in ("output", "input"):
+    for chain in rules:
         rules[chain] = [one for one in rules[chain] if not one.startswith((chains.LED_ON4, chains.LED_ON6))]
 
 

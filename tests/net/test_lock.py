@@ -119,7 +119,7 @@ def test_ipv6_is_shut_unless_granted(lab: Lab) -> None:
     lab.load({"outbound": [["tcp", FAR4, 443, 443]], "inbound": [["tcp", 8080, 8080]]})
     assert (lab.tcp(FAR6, 443), lab.udp(FAR6, 443)) == (REFUSED["tcp"], REFUSED["udp"])
     assert lab.tcp(CONTAINER6, 8080, lab.i) == "silence"
-    counted = lab.nft("list", "chain", "inet", "agentshim", "shut6")
+    counted = lab.nft("list", "chain", "inet", "agentshim", "output6")
     assert "counter packets 0" not in counted and "counter packets" in counted
 
 

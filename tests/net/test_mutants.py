@@ -103,8 +103,8 @@ def test_lo_accepted_before_the_engines_resolver_is_refused(lab: Lab) -> None:
     lab.serve(lab.c, ("udp", "127.0.0.11", 53))
 
     def lo_first(rules: Rules) -> None:
-        rules["output"].remove(chains.OUT_LO + chains.ACCEPT)
-        rules["output"].insert(0, chains.OUT_LO + chains.ACCEPT)
+        rules["lo"].remove(chains.ACCEPT)
+        rules["lo"].insert(0, chains.ACCEPT)
 
     said = answers(lab, {}, lo_first, lambda: lab.udp("127.0.0.11", 53))
     assert said == ["EPERM", "open"]

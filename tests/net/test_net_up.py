@@ -154,7 +154,7 @@ def test_another_policy_keeps_the_elements_of_the_first(lab: Bare, place: str) -
     second, _ = up(lab, place, digest=OTHER)
     assert second == first | {"tag": "1b" * 6}
     listed = lab.nft("list", "ruleset")
-    assert "10.207.0.2 : goto out_0a0a0a0a0a0a" in listed and "chain out_1b1b1b1b1b1b" in listed
+    assert "10.207.0.2 : jump out_0a0a0a0a0a0a" in listed and "chain out_1b1b1b1b1b1b" in listed
     assert "10.207.0.2 . tcp . 203.0.113.9 . 1" in listed
 
 

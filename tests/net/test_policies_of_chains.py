@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 
 from hooks import chains, host_rules, nft
+from hooks import host as elements_of
+from hooks.link import Port
+from hooks.netlink import nested, text, u32
 from tests.net import lab as labs
 from tests.net.hostlab import DOCKER, ELSEWHERE, FAR, GATEWAY, HOST_LAN, METADATA, NEIGHBOUR, A, B, HostLab
 from tests.net.lab import CONTAINER4, CONTAINER6, FAR4, FAR6, Lab
 
 TAG = "0123456789ab"
 SECTION = {"outbound": [["tcp", FAR4, 443, 443]], "icmp": True, "public": ["203.0.113.0/24"]}
+PORT = Port(7, bytes((10, 207, 0, 1)), 22, bytes((10, 207, 0, 5)))
 LEARNED = {**SECTION, "learned": [["tcp", "a.test", 443, 443]]}
 
 
@@ -25,17 +29,24 @@ LEARNED = {**SECTION, "learned": [["tcp", "a.test", 443, 443]]}
 @pytest.mark.parametrize("icmp", [False, True])
 def test_the_lock_inside_ends_each_chain(six: bool, icmp: bool) -> None:
     deny = nft.verdict(nft.GOTO, "deny"), nft.verdict(nft.GOTO, "deny6")
-    for name, rules in chains.rules(six, True, icmp).items():
+    every = chains.rules(six, True, icmp)
+    for name, rules in every.items():
         assert rules, name
-        assert rules[-1] in (chains.DROP, nft.reject_prohibited(), *deny), name
+        if name in ("back", "back6"):  # comes back: nobody goes there for good
+            assert not any(nft.verdict(nft.GOTO, name) in rule for chain in every.values() for rule in chain)
+        elif name == "lo":
+            assert rules[-1] == chains.ACCEPT
+        else:
+            assert rules[-1] in (chains.DROP, nft.reject_prohibited(), *deny), name
 
 
 @pytest.mark.parametrize("section", [SECTION, LEARNED])
 def test_the_hosts_lock_ends_each_chain_that_agents_come_to(section: dict[str, Any]) -> None:
     ends = {"drop", "goto deny", "reject with icmpx admin-prohibited"}
+    told = host_rules.tables() + host_rules.policy(TAG, section)
     last: dict[tuple[str, str], str] = {}
     every, base = set(), set()
-    for line in (host_rules.tables() + host_rules.policy(TAG, section)).splitlines():
+    for line in told.splitlines():
         verb, kind, family, _, name, *rest = [*line.split(maxsplit=5), ""]
         if (verb, kind) == ("add", "chain"):
             every.add((family, name))
@@ -45,7 +56,18 @@ def test_the_hosts_lock_ends_each_chain_that_agents_come_to(section: dict[str, A
         elif (verb, kind) == ("add", "rule"):
             last[family, name] = rest[0]
     assert set(last) == every
-    assert {key: rule for key, rule in last.items() if key not in base and rule not in ends} == {}
+    others = {name: rule for (family, name), rule in last.items() if (family, name) not in base and rule not in ends}
+    assert others.pop("from_bridge") == "accept", "whom the bridge's table believes goes on to `forward` or `input`"
+    back = {"errors", f"out_{TAG}", f"in_{TAG}"}  # to which nobody goes for good
+    assert others == dict.fromkeys(back, "return")
+    elements = elements_of.enter(PORT, TAG).do
+    assert not any(f"goto {name}" in told or goto(name) in elements for name in back)
+    assert nft.chain(f"out_{TAG}") in elements and nft.chain(f"in_{TAG}") in elements
+
+
+def goto(name: str) -> bytes:
+    """`nft.chain`, but for good."""
+    return nested(2, nested(2, u32(1, nft.GOTO & 0xFFFFFFFF), text(2, name)))
 
 
 def flip(listed: str, to: str) -> str:

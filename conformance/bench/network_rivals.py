@@ -194,7 +194,7 @@ exec nsenter --net={member.path} sh -ec 'nft -f {name}.guest.nft; ip -batch {nam
 def _elements(word: str, end: str, mac: str, address: str, tag: str, published: list[list[Any]]) -> str:
     """What hooks.host.enter adds, as text."""
     line = f"{word} element inet agentshim"
-    out, into = (f" : goto {side}_{tag}" if word == "add" else "" for side in ("out", "in"))
+    out, into = (f" : jump {side}_{tag}" if word == "add" else "" for side in ("out", "in"))
     text = f'{word} element bridge agentshim ports {{ "{end}" . {mac} . {address} }}\n'
     text += f"{line} policies_out {{ {address}{out} }}\n{line} policies_in {{ {address}{into} }}\n"
     for outer, outside, inside, protocol in published:

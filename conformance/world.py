@@ -1,4 +1,5 @@
-"""A small world of network namespaces: a host, an internet (203.0.113.5 and .6) and a LAN (192.168.77.2) around it.
+"""A small world of network namespaces: a host, an internet (203.0.113.5 and .6, and a cloud's metadata service) and a
+LAN (192.168.77.2) around it.
 
 Belongs here: who is where, and what answers. agentshim, or an engine, is called where the host is; no packet leaves
 these namespaces, and the machine's own has none of their interfaces, routes or rules. Next door: `room`.
@@ -16,15 +17,18 @@ from conformance.engines.images import tool
 from conformance.room import Result, Room
 
 GRANTED, OTHER = "203.0.113.5", "203.0.113.6"  # the internet's: TCP and UDP 8080 and 8081, an echo
+METADATA = "169.254.169.254"  # TCP and UDP 80, an echo
 NEIGHBOUR, ENGINES = "192.168.77.2", "172.17.0.1"  # the LAN's 8080; the host on an engine's bridge
 HOST, HOST_ON_LAN = "198.51.100.1", "192.168.77.1"  # the host, which listens at 9000 and 9001 everywhere
 SERVER = """import selectors, socket, sys
 wait = selectors.DefaultSelector()
-for port in map(int, sys.argv[1:]):
+address, *ports = sys.argv[1:]
+for port in map(int, ports):
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        one = socket.socket(socket.AF_INET, kind)
+        one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind(("0.0.0.0", port))
+        if kind == socket.SOCK_DGRAM and ":" not in address: one.setsockopt(0, 8, 1)  # IP_PKTINFO
+        one.bind((address, port))
         if kind == socket.SOCK_STREAM: one.listen(64)
         wait.register(one, selectors.EVENT_READ)
 print("ready", flush=True)
@@ -32,8 +36,8 @@ while True:
     for key, _ in wait.select():
         one = key.fileobj
         if one.type == socket.SOCK_DGRAM:
-            data, peer = one.recvfrom(2048)
-            one.sendto(b"echo " + data, peer)
+            data, about, _, peer = one.recvmsg(2048, 64)  # answered from where it was sent to
+            one.sendmsg([b"echo " + data], [(*kind, bytes(4) + told[4:]) for *kind, told in about], 0, peer)
         elif one.getsockname()[1] and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             wait.register(one.accept()[0], selectors.EVENT_READ)
         else:
@@ -49,6 +53,14 @@ sys.stdout.write(one.recv(99).decode())
 """
 
 
+def serving(room: Room, place: str, *ports: int, address: str = "0.0.0.0") -> subprocess.Popen[str]:
+    """Who answers TCP and UDP in a network namespace, by its path, and listens by now."""
+    argv = ["nsenter", f"--net={place}", sys.executable, "-c", SERVER, address, *map(str, ports)]
+    server = room.popen(argv, stdout=subprocess.PIPE)
+    assert server.stdout and server.stdout.readline() == "ready\n"
+    return server
+
+
 class World:
     """Namespaces: `host`, where agentshim is called, and who is around it."""
 
@@ -61,7 +73,7 @@ class World:
             self.ip("-n", one, "link", "set", "lo", "up")
         self._wire(self.outside, "out", "198.51.100")
         self._wire(self.lan, "lan", "192.168.77")
-        for address in (GRANTED, OTHER):
+        for address in (GRANTED, OTHER, METADATA):
             self.ip("-n", self.outside, "address", "add", f"{address}/32", "dev", "lo")
         self.ip("-n", self.host, "route", "add", "default", "via", "198.51.100.2")
         self.ip("-n", self.host, "link", "add", "docker0", "type", "bridge")
@@ -69,6 +81,7 @@ class World:
         self.ip("-n", self.host, "link", "set", "docker0", "up")
         self.serve(self.host, 9000, 9001)
         self.serve(self.outside, 8080, 8081)
+        self.serve(self.outside, 80, address=METADATA)
         self.serve(self.lan, 8080)
 
     def _wire(self, to: str, name: str, net: str) -> None:
@@ -84,10 +97,8 @@ class World:
     def inside(self, place: str, *argv: str, **how: Any) -> Result:
         return self.room.run(["nsenter", f"--net=/run/netns/{place}", *argv], **how)
 
-    def serve(self, place: str, *ports: int) -> None:
-        argv = ["nsenter", f"--net=/run/netns/{place}", sys.executable, "-c", SERVER, *map(str, ports)]
-        self.servers.append(self.room.popen(argv, stdout=subprocess.PIPE))
-        assert self.servers[-1].stdout and self.servers[-1].stdout.readline() == "ready\n"
+    def serve(self, place: str, *ports: int, address: str = "0.0.0.0") -> None:
+        self.servers.append(serving(self.room, f"/run/netns/{place}", *ports, address=address))
 
     def fetch(self, place: str, address: str, port: int) -> Result:
         """What a TCP server answers to somebody in a namespace."""
@@ -118,11 +129,11 @@ class World:
 
 
 class Inside(Room):
-    """The same room, where all that is run sees one of the world's network namespaces as the host's."""
+    """The same room, where all that is run sees a network namespace, by its name, as the host's."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world.room.base, world.room._fd)
-        self._place = f"--net=/run/netns/{world.host}"
+    def __init__(self, room: Room, name: str) -> None:
+        super().__init__(room.base, room._fd)
+        self._place = f"--net=/run/netns/{name}"
 
     def popen(self, argv: Sequence[str], **how: Any) -> subprocess.Popen[str]:
         return super().popen(["nsenter", self._place, *argv], **how)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conformance import columns
+from conformance import columns, probe_net
 from conformance.columns import COLUMNS, Column, path_of
 from conformance.engines import conftest, containerd, dockerd
 from conformance.engines.containerd import Containerd
@@ -24,7 +25,18 @@ from conformance.engines.harness import BUSYBOX, Archive, DockerLike, Engine
 from conformance.engines.images import tool
 from conformance.engines.podman import Podman
 from conformance.room import Result, Room, wait_for
-from conformance.world import ENGINES, GRANTED, HOST, HOST_ON_LAN, NEIGHBOUR, OTHER, Inside, World
+from conformance.world import (
+    ENGINES,
+    GRANTED,
+    HOST,
+    HOST_ON_LAN,
+    METADATA,
+    NEIGHBOUR,
+    OTHER,
+    Inside,
+    World,
+    serving,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -38,21 +50,26 @@ POLICIES = {
     "pub": 'mode = "auto"\npublish = ["127.0.0.1:18080:8080/tcp", "127.0.0.1:18081:8081/tcp"]\n',
     "kin": 'mode = "auto"\noutbound = ["tcp:db:5432"]\n',
     "ask": 'mode = "auto"\ndns = "engine"\n',
+    "bare": 'mode = "auto"\n' + GRANTS + 'host_services = ["tcp:9000"]\n',
+    "lean": 'mode = "confine"\ninbound = ["tcp:8080"]\n' + GRANTS,
 }
+FREE = ("bare", "lean")  # without a filter of system calls
 RUNC, AGENT, DEV = COLUMNS[0], COLUMNS[1], COLUMNS[2]
-CELL, ISO, LAB, LESS, PUB, KIN, ASK = (Column(name, f"agentshim-{name}") for name in POLICIES)
+CELL, ISO, LAB, LESS, PUB, KIN, ASK, BARE, LEAN = (Column(name, f"agentshim-{name}") for name in POLICIES)
+PINGS, NO_PINGS = ("--sysctl", "net.ipv4.ping_group_range=0 65535"), {f"icmp,{GRANTED},0": "EACCES"}
 REMAPPED = "ascmodes"
 SECONDS = 4.0  # for a dozen connects that are refused; one that is dropped alone would take as long
 SERVE = "for p in 8080 8081 9000; do while :; do echo served | nc -l -p $p; done & done; wait"
-FORBIDDEN = (
+RESOLVER = ("127.0.0.11", 53)  # Docker's, on networks that a user made
+FORBIDDEN = (  # each of them answers: `test_all_that_is_forbidden_is_there`
     (GRANTED, 8081),
     (OTHER, 8080),
     (NEIGHBOUR, 8080),
     (ENGINES, 9000),
     (HOST, 9000),
     (HOST_ON_LAN, 9000),
-    ("169.254.169.254", 80),
-    ("127.0.0.11", 53),
+    (METADATA, 80),
+    RESOLVER,
 )
 
 
@@ -62,7 +79,8 @@ def furnish(room: Room) -> None:
     folder.mkdir(exist_ok=True)
     names = ""
     for name, text in POLICIES.items():
-        (folder / f"{name}.toml").write_text(HEAD.format(name) + text)
+        head = HEAD.replace("[network]", probe_net.UNFILTERED + "[network]") if name in FREE else HEAD
+        (folder / f"{name}.toml").write_text(head.format(name) + text)
         link = room.base / "bin" / f"agentshim-{name}"
         if not link.is_symlink():
             link.symlink_to(columns.launcher())
@@ -96,7 +114,7 @@ def docker(world: World, archive: Archive) -> Iterator[Docker]:
     runtimes = {name: {"path": str(world.room.base / "bin" / name)} for name in names}
     how = {"iptables": True, "ip-forward": True, "ip-masq": True}
     world.inside(world.host, "sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward")  # else it would not make it drop
-    with dockerd.docker(Inside(world), archive, "m", runtimes=runtimes, **how) as engine:
+    with dockerd.docker(Inside(world.room, world.host), archive, "m", runtimes=runtimes, **how) as engine:
         yield engine
 
 
@@ -106,7 +124,7 @@ def podman(world: World, archive: Archive) -> Iterator[Podman]:
     conftest.needs("podman", "conmon")
     home = world.room.base / "q"
     home.mkdir(mode=0o711)
-    engine = Podman(Inside(world), home, archive)
+    engine = Podman(Inside(world.room, world.host), home, archive)
     (home / "cni/10-podman.conflist").write_text(json.dumps(cni("podman", "podman0", "10.231.8.0/24", home)))
     open_ = "echo 1 > /proc/sys/net/ipv4/ip_forward; iptables -w -I FORWARD -o podman0 -j ACCEPT"
     world.inside(world.host, "sh", "-c", open_)  # where a dockerd is, what podman publishes is dropped
@@ -124,7 +142,7 @@ def ctr(world: World, archive: Archive) -> Iterator[Containerd]:
     made = "mkdir -p /etc/cni/net.d && cat > /etc/cni/net.d/10-ctr.conflist && mount -t tmpfs tmpfs /opt &&"
     done = world.room.run(["sh", "-c", f"{made} mkdir /opt/cni && ln -s /usr/lib/cni /opt/cni/bin"], input=told)
     assert done.code == 0, str(done)
-    with containerd.containerd(Inside(world), archive, "e") as engine:
+    with containerd.containerd(Inside(world.room, world.host), archive, "e") as engine:
         yield engine
     world.room.run(["sh", "-c", "umount /opt; rm -r /etc/cni/net.d"])
 
@@ -183,15 +201,29 @@ def sh(engine: Engine, name: str, script: str) -> Result:
 
 def reached(engine: Engine, name: str, *peers: tuple[str, int]) -> list[tuple[str, int]]:
     """Which of `peers` answer over TCP; those that do not must say so at once."""
-    begun = time.monotonic()
     asks = [
         f'[ "$(echo hi | nc -w 3 {address} {port} 2>/dev/null)" ] && echo {i}'
         for i, (address, port) in enumerate(peers)
     ]
-    told = sh(engine, name, "; ".join([*asks, "true"]))
+    with resolver(engine, name) if RESOLVER in peers else nullcontext():
+        begun = time.monotonic()
+        told = sh(engine, name, "; ".join([*asks, "true"]))
     assert told.code == 0, str(told)
     assert time.monotonic() - begun < SECONDS, f"dropped, not refused: {peers}"
     return [peers[int(one)] for one in told.out.split()]
+
+
+@contextmanager
+def resolver(engine: Engine, name: str) -> Iterator[None]:
+    """Who answers at RESOLVER in a container's network, as Docker's own does there on some networks."""
+    pid = engine.pid(name)  # type: ignore[attr-defined]
+    address, port = RESOLVER
+    server = serving(engine.room, f"/proc/{pid}/ns/net", port, address=address)
+    try:
+        yield
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def interfaces(engine: Engine, name: str) -> list[str]:
@@ -240,6 +272,57 @@ def gone(world: World) -> None:
 # What auto makes of what the engine brings
 
 
+def test_all_that_is_forbidden_is_there(engine: Engine) -> None:
+    """The control of all that follows: who is not filtered reaches it."""
+    with running(engine, RUNC, "bridge") as plain:
+        assert reached(engine, plain, (GRANTED, 8080), *FORBIDDEN) == [(GRANTED, 8080), *FORBIDDEN]
+    with running(engine, RUNC, "host") as plain:
+        assert reached(engine, plain, ("127.0.0.1", 9001)) == [("127.0.0.1", 9001)]
+
+
+@pytest.mark.parametrize("network", ["none", "bridge"])
+def test_the_matrix(engine: Engine, network: str, world: World) -> None:
+    """Every cell of `probe_net`, with the error of each; `oci/test_matrix` has the control."""
+    column = LEAN if isinstance(engine, Containerd) and network == "bridge" else BARE
+    with running(engine, RUNC, "bridge") as plain, running(engine, column, network, *probed(engine)) as name:
+        siblings = {f"tcp,{address(engine, plain)},8080": probe_net.REFUSED}
+        matrix(engine, name, siblings | services(engine, name) if network == "none" else siblings)
+        if network == "none":
+            with running(engine, column, network) as other:
+                there = f"tcp,{address(engine, other)},8080"
+                probe_net.holds(partial(probe, engine, name), {there: probe_net.REFUSED})
+    gone(world)
+
+
+def services(engine: Engine, name: str) -> dict[str, str]:
+    """What of the host a container of BARE is granted at its gateway, and what it is not."""
+    host = gateway(engine, name)
+    return {f"tcp,{host},9000": probe_net.OPEN, f"tcp,{host},9001": probe_net.REFUSED}
+
+
+def probed(engine: Engine) -> tuple[str, ...]:
+    """What brings the probe into a container, which no filter of the engine's stops."""
+    program = probe_net.compiled(engine.room)
+    if isinstance(engine, Containerd):
+        return ("--mount", f"type=bind,src={program.parent},dst=/mnt,options=rbind:ro")
+    return ("--security-opt", "seccomp=unconfined", *PINGS, "-v", f"{program.parent}:/mnt:ro")
+
+
+def probe(engine: Engine, name: str, *asked: str) -> Result:
+    return sh(engine, name, " ".join(("/mnt/probe-net", *asked)))
+
+
+def matrix(engine: Engine, name: str, more: dict[str, str]) -> None:
+    """What a container of BARE or LEAN reaches."""
+    cells = probe_net.outward(probe_net.GRANTS_HELD)
+    cells["tcp,2001:db8::5,8080"] = "EADDRNOTAVAIL" if engine.name == "docker" else probe_net.AWAY  # it turns it off
+    if isinstance(engine, Containerd):  # it leaves ping sockets to nobody
+        cells |= NO_PINGS
+    cells |= {**probe_net.RESOLVER, **probe_net.RIGHTS, **probe_net.WITHIN}
+    with resolver(engine, name):
+        probe_net.holds(partial(probe, engine, name), cells | more)
+
+
 def test_none_becomes_a_network_of_ours(engine: Engine, world: World) -> None:
     with running(engine, CELL, "none") as name:
         assert interfaces(engine, name) == ["eth0"]
@@ -272,7 +355,7 @@ def test_the_hosts_network_is_never_lent(engine: Engine, world: World) -> None:
             world.inside(world.host, "readlink", "/proc/self/ns/net").out,
             world.room.run(["readlink", "/proc/self/ns/net"]).out,
         )
-        assert reached(engine, name, (GRANTED, 8080), *FORBIDDEN[:-2], ("127.0.0.1", 9001)) == []
+        assert reached(engine, name, (GRANTED, 8080), *FORBIDDEN, ("127.0.0.1", 9001)) == []
     gone(world)
 
 
@@ -334,13 +417,14 @@ def test_root_of_a_container_that_is_nobody_outside(world: World, archive: Archi
     assert world.room.run(["useradd", "--no-create-home", REMAPPED]).code == 0
     home = world.room.base / "mu"
     home.mkdir(mode=0o711)
-    runtimes = {CELL.executable: {"path": path_of(CELL, world.room)}}
+    runtimes = {BARE.executable: {"path": path_of(BARE, world.room)}}
     how = {"userns-remap": f"{REMAPPED}:{REMAPPED}", "bridge": "none", "runtimes": runtimes}
-    engine = Docker(Inside(world), home, archive, how)
+    engine = Docker(Inside(world.room, world.host), home, archive, how)
     engine.start()
     try:
-        with running(engine, CELL, "none") as name:
-            assert reached(engine, name, (GRANTED, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
+        more = [word for word in probed(engine) if word not in PINGS]  # such groups are nobody's in there
+        with running(engine, BARE, "none", *more) as name:
+            matrix(engine, name, services(engine, name) | NO_PINGS)
         gone(world)
     finally:
         engine.remove_all()
@@ -502,7 +586,7 @@ def test_podmans_resolver_is_asked_where_policy_says_so(world: World, archive: A
         pytest.skip("SKIPPED LOUDLY: not installed: netavark, aardvark-dns")
     home = world.room.base / "v"
     home.mkdir(mode=0o711)
-    engine = Podman(Inside(world), home, archive)
+    engine = Podman(Inside(world.room, world.host), home, archive)
     engine.client[engine.client.index("--runroot") + 1] = "/run/containers/storage"  # where an engine's files are known
     file = home / "containers.conf"
     file.write_text(file.read_text().replace('"cni"', '"netavark"'))
@@ -511,7 +595,7 @@ def test_podmans_resolver_is_asked_where_policy_says_so(world: World, archive: A
         with running(engine, RUNC, "kin", "--name", "db") as plain, running(engine, ASK, "kin") as name:
             assert address(engine, plain) in sh(engine, name, "nslookup db").out
             there = (address(engine, plain), 8080)
-            assert reached(engine, name, (gateway(engine, name), 9000), there, *FORBIDDEN) == []
+            assert reached(engine, name, (gateway(engine, name), 9000), there, *FORBIDDEN[:-1]) == []
             with running(engine, CELL, "kin") as other:
                 begun = time.monotonic()
                 assert sh(engine, other, "nslookup db").code != 0
@@ -526,7 +610,7 @@ def test_the_hosts_name_server_is_the_engines(like: DockerLike, world: World, ne
     with running(like, ASK, network) as name:
         if like.name == "docker" or network != "none":  # podman writes no resolv.conf then
             assert OTHER in sh(like, name, "cat /etc/resolv.conf").out
-        assert reached(like, name, (OTHER, 53), (GRANTED, 53), *FORBIDDEN) == [(OTHER, 53)]
+        assert reached(like, name, (OTHER, 53), (GRANTED, 53), *FORBIDDEN[:-1]) == [(OTHER, 53)]
     gone(world)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from conformance.faults import inject, judge
 from conformance.faults.hooks import HOOKS
 from conformance.faults.inject import FAULTS, Seen, Stage, trace_of
+from conformance.faults.networks import CALLS
 from conformance.faults.outcomes import Outcomes, table
 from conformance.faults.scenarios import SCENARIOS, Scenario
 from conformance.room import room
@@ -83,7 +84,7 @@ def left_after(stage: Stage, scenario: Scenario, usual: set[str]) -> Iterator[st
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance.faults", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=" ".join((*SCENARIOS, *HOOKS)))
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=" ".join((*SCENARIOS, *HOOKS, *CALLS)))
     parser.add_argument("--every", type=int, default=1, help="put it into each K-th system call only")
     parser.add_argument("--first", type=int, default=1, help="begin with this one")
     parser.add_argument("--fault", action="append", choices=FAULTS, help="only this one")
@@ -92,11 +93,11 @@ def main() -> int:
         sys.exit("conformance.faults: root is needed")
     rows = []
     faults = options.fault or FAULTS
-    for name in options.scenarios or (*SCENARIOS, *HOOKS):
+    for name in options.scenarios or (*SCENARIOS, *HOOKS, *CALLS):
         with room("flt-") as here:
             stage = Stage(here)
-            if name in HOOKS:
-                rows.append(HOOKS[name](stage, faults, options.every))
+            if name not in SCENARIOS:
+                rows.append({**HOOKS, **CALLS}[name](stage, faults, options.every))
             else:
                 rows.append(tried(stage, SCENARIOS[name], faults, options.every, options.first))
         print("\n".join([f"{name}: {dict(rows[-1].counts)}", *rows[-1].wrong]), file=sys.stderr, flush=True)

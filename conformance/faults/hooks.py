@@ -8,8 +8,9 @@ container that real runc has made, and for a bare network namespace. Next door: 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,25 @@ def strace(room: Room, words: list[str], input: str, how: str = "") -> Result:
 
 
 def tried(
-    name: str, room: Room, faults: Iterable[str], every: int, call: Callable[[str], tuple[Result, Callable[[], bool]]]
+    name: str,
+    room: Room,
+    faults: Collection[str],
+    every: int,
+    call: Callable[[str], tuple[Result, Callable[[], bool]]],
+    deadly: str = "",
 ) -> Outcomes:
-    """Each fault in every `every`th system call of `call(expression)`, which gives the result and `complete`."""
+    """Each fault in every `every`th system call of `call(expression)`, which gives the result and `complete`; and a
+    kill in each whose line in the trace matches the expression `deadly`.
+    """
     out = Outcomes(name)
     clean, complete = call("")
     assert clean.code == 0 and complete(), clean
     calls = inject.calls((room.base / "trace").read_text(errors="replace").splitlines(), "")
     out.calls = len(calls)
     some = [one for one in calls[1::every] if one.name not in inject.UNTOUCHED]
-    for fault, one in ((fault, one) for one in some for fault in faults):
+    both = [(fault, one) for one in some for fault in faults]
+    both += [(KILL, one) for one in calls[1:] if deadly and KILL in faults and re.match(deadly, one.line)]
+    for fault, one in dict.fromkeys(both):
         result, complete = call(inject.expression(fault, one))
         word = verdict(result, fault, one, complete)
         out.counts[fault, word.partition(":")[0]] += 1
@@ -106,7 +116,7 @@ def created(stage: Stage) -> Iterator[tuple[list[str], str, Path]]:
         room.run([RUNC, "--root", root, "delete", "--force", "c"])
 
 
-def hook(stage: Stage, faults: Iterable[str], every: int) -> Outcomes:
+def hook(stage: Stage, faults: Collection[str], every: int) -> Outcomes:
     """`agentshim hook` for what was checked: it passes, or says why not."""
     with created(stage) as (words, state, _):
         return tried(
@@ -114,7 +124,7 @@ def hook(stage: Stage, faults: Iterable[str], every: int) -> Outcomes:
         )
 
 
-def exchanged(stage: Stage, faults: Iterable[str], every: int) -> Outcomes:
+def exchanged(stage: Stage, faults: Collection[str], every: int) -> Outcomes:
     """The same where another source was mounted: it must never pass."""
     with created(stage) as (words, state, record):
         room = stage.room
@@ -138,7 +148,7 @@ def exchanged(stage: Stage, faults: Iterable[str], every: int) -> Outcomes:
         return out
 
 
-def net(stage: Stage, faults: Iterable[str], every: int) -> Outcomes:
+def net(stage: Stage, faults: Collection[str], every: int) -> Outcomes:
     """`agentshim-net` with the lock's plan: what ends well has left all of its rules."""
     room = stage.room
     stage.config.write_text(json.dumps(spec("sh")))
@@ -172,4 +182,4 @@ def rules(room: Room, pid: int) -> str:
     return room.run(["nsenter", "--net", "--target", str(pid), "nft", "--stateless", "list", "ruleset"]).out
 
 
-HOOKS: dict[str, Callable[[Stage, Iterable[str], int], Outcomes]] = {"hook": hook, "exchanged": exchanged, "net": net}
+HOOKS: dict[str, Callable[[Stage, Collection[str], int], Outcomes]] = {"hook": hook, "exchanged": exchanged, "net": net}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ ERRORS = ("ENOSPC", "EIO", "EMFILE", "EACCES")
 KILL = "SIGKILL"
 FAULTS = (*ERRORS, KILL)
 STATE = "/run/agentshim"
+KILL_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0x80000000)  # a struct sock_filter: RET, SECCOMP_RET_KILL_PROCESS
 
 # What it got, before anything else: words, environment, config.json, process.json, resources on stdin.
 DELEGATE = """#!/bin/sh
@@ -89,10 +91,11 @@ class Stage:
         assert done.code == 0, done
 
     def remember(self) -> None:
-        """The delegate's own state of the container: where its bundle is."""
+        """The delegate's own state of the container: where its bundle is, and the filter that it will load."""
         state = self.room.base / "root/c"
         state.mkdir(exist_ok=True)
         (state / "state.json").write_text(json.dumps({"bundle": str(self.bundle)}))
+        (state / "seccomp.bpf").write_bytes(KILL_ALL)
 
     def forget(self) -> None:
         """The container is gone for its delegate."""

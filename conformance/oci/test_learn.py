@@ -24,7 +24,7 @@ from conformance.oci.cli import Runtime
 from conformance.oci.conftest import Maker
 from conformance.oci.test_isolated import POLICY, asked, config, gateway_of, runtime, shim, started, world
 from conformance.room import wait_for
-from conformance.world import HOST, NEIGHBOUR, World
+from conformance.world import HOST, METADATA, NEIGHBOUR, World
 
 __all__ = ["runtime", "world"]  # fixtures
 pytestmark = pytest.mark.oci
@@ -37,7 +37,7 @@ LED = {
     "other.lab.example": ELSEWHERE,
     NEAR: NEIGHBOUR,
     OWN: HOST,
-    CLOUD: "169.254.169.254",
+    CLOUD: METADATA,
 }
 PEERS = [f"tcp:{NAME}:8080", f"tcp:{NEAR}:8080", f"tcp:{OWN}:9000", f"tcp:{CLOUD}:80-81"]
 LEARN = POLICY.partition("outbound")[0] + f'names = "learn"\noutbound = {json.dumps(PEERS)}\n'
@@ -149,6 +149,8 @@ def test_nothing_else_is_asked(learning: Runtime, world: World, bundle: Maker, i
     code, told = look(learning, "c", NAME, SERVER)
     assert code != 0 and FAR not in told, "the internet's name server is not reached"
     assert questions(internet) == [NAME]
+    assert world.inside(world.host, sys.executable, "-c", ASK, SERVER, NAME).code == 0
+    assert questions(internet) == [NAME, NAME], "who is not kept from it"
 
 
 ASK = """import socket, sys
@@ -178,7 +180,7 @@ def questions(log: Path) -> list[str]:
 def test_a_name_that_leads_near_opens_nothing(learning: Runtime, world: World, bundle: Maker) -> None:
     """DNS rebinding; and the same where something else has put the address into the set."""
     started(learning, bundle, "c")
-    peers = ((NEAR, NEIGHBOUR, 8080), (OWN, HOST, 9000), (CLOUD, "169.254.169.254", 80))
+    peers = ((NEAR, NEIGHBOUR, 8080), (OWN, HOST, 9000), (CLOUD, METADATA, 80))
     for name, address, port in peers:
         look(learning, "c", name)
         assert asked(learning, "c", address, port).code != 0, name
@@ -189,6 +191,8 @@ def test_a_name_that_leads_near_opens_nothing(learning: Runtime, world: World, b
             world.inside(world.host, tool("nft"), "add", "element", "inet", "agentshim", name, "{", address, "}")
     for _, address, port in peers:
         assert asked(learning, "c", address, port).code != 0, address
+    for _, address, port in peers:
+        assert world.fetch(world.host, address, port).out == "echo hi\n", f"{address} is there"
 
 
 def test_a_resolver_that_died_is_started_again(learning: Runtime, world: World, bundle: Maker) -> None:

@@ -106,17 +106,17 @@ def test_rules_of_learned_names() -> None:
         assert f"add set inet agentshim {name} {host_rules.LEARNED}\n" in text
         assert f"flush set inet agentshim {name}" not in text, "what was learned outlives a reload"
     out = chain(text, f"out_{TAG}")
-    assert [one.split()[0:3] for one in out[:2]] == [["meta", "l4proto", "."]] * 2, "literal grants first"
-    assert out[2].startswith("ip daddr != { ") and out[2].endswith(" } goto deny")
-    assert out[3] == (
+    assert out[0] == f"meta l4proto . ip daddr . th dport @hosts_{TAG} accept", "literal grants first; no network is one"
+    assert out[1].startswith("ip daddr != { ") and out[1].endswith(" } return")
+    assert out[2] == (
         f"ip daddr @learned_{TAG}_0 meta l4proto tcp th dport 443-443"
         f" update @learned_{TAG}_0 {{ ip daddr timeout 1h }} accept"
     )
-    assert f"@learned_{TAG}_1 meta l4proto udp th dport 5000-5010 " in out[4]
-    assert out[5:] == ["goto deny"]
+    assert f"@learned_{TAG}_1 meta l4proto udp th dport 5000-5010 " in out[3]
+    assert out[4:] == ["return"]
     back = chain(text, f"in_{TAG}")
-    assert back[3] == f"ip saddr @learned_{TAG}_0 meta l4proto tcp th sport 443-443 accept"
-    assert back[-1] == "goto deny" and "update" not in "".join(back)
+    assert back[2] == f"ip saddr @learned_{TAG}_0 meta l4proto tcp th sport 443-443 accept"
+    assert back[-1] == "return" and "update" not in "".join(back)
     assert "learned" not in rules(network_source.expand({"mode": "isolated", "outbound": ["tcp:1.1.1.1:80"]}, set()))
 
 

@@ -106,7 +106,7 @@ def test_rules_of_learned_names() -> None:
         assert f"add set inet agentshim {name} {host_rules.LEARNED}\n" in text
         assert f"flush set inet agentshim {name}" not in text, "what was learned outlives a reload"
     out = chain(text, f"out_{TAG}")
-    assert out[0] == f"meta l4proto . ip daddr . th dport @hosts_{TAG} accept", "literal grants first; no network is one"
+    assert out[0] == f"meta l4proto . ip daddr . th dport @hosts_{TAG} accept", "literal grants first"
     assert out[1].startswith("ip daddr != { ") and out[1].endswith(" } return")
     assert out[2] == (
         f"ip daddr @learned_{TAG}_0 meta l4proto tcp th dport 443-443"

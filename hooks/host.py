@@ -5,7 +5,7 @@ Belongs here: the elements of the tables agentshim (bridge, arp, inet) of the ho
 `host_rules` has the rules, `fingerprint` looks whether they are there; `link` makes the ports; `lock` is the second
 lock, inside the container's.
 
-    Rules are text, loaded when a bridge is made (shim/cold/net_up.py).
+    Rules are text, loaded when a bridge is made (shim/cold/network/net_up.py).
     A container adds elements of sets only, all in one transaction: it is all let through, or nothing of it.
     What is not looked up and found is refused, whichever hook sees it, and answered where somebody waits.
     Every packet is looked up, and so is every answer: a lease that ends cuts both directions.

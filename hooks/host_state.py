@@ -1,7 +1,7 @@
 """What is on disk of our bridges: written by `agentshim net up`, read and added to by a container's start. Hot.
 
 Belongs here: the files below a directory, /run/agentshim/net by default, which a boot empties. Next door: `host` has
-the kernel's side; shim/cold/net_up.py makes, repairs and removes.
+the kernel's side; shim/cold/network/net_up.py makes, repairs and removes.
 
     .lock                       held while rules and bridges are changed
     .rules                      the rules' fingerprint, a digest of their text, the tags of the policies in them
@@ -59,7 +59,7 @@ def bridge(directory: str, profile: str) -> Bridge | None:
 
 def ready(directory: str, profile: str, digest: str, kernel: Socket) -> Bridge | None:
     """The bridge of a profile where containers may be put on it: its policy is loaded, nobody has changed a rule, and
-    it carries packets. None: call shim.cold.net_up.up. `kernel`: netfilter, in the host's network namespace.
+    it carries packets. None: call shim.cold.network.net_up.up. `kernel`: netfilter, in the host's network namespace.
     """
     found = bridge(directory, profile)
     kept, _, tags = rules(directory)
@@ -85,9 +85,9 @@ def carries(kernel: Socket, name: str) -> bool:
 
 
 def docker(kernel: Socket) -> str:
-    """What is seen of the chain in which Docker's rules leave our bridges to us (shim/cold/net_others): another text
-    where Docker has begun to drop, or somebody has flushed the chain, or its number of rules is another. Of
-    iptables-legacy only which tables it has.
+    """What is seen of the chain in which Docker's rules leave our bridges to us (shim/cold/network/net_others):
+    another text where Docker has begun to drop, or somebody has flushed the chain, or its number of rules is another.
+    Of iptables-legacy only which tables it has.
     """
     try:
         chain = "{} {}".format(*nft_read.chain_state(kernel.get(DOCKER_USER)))

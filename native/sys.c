@@ -1,6 +1,6 @@
 /* shim._sys: the system calls that Python 3.11 lacks and our code needs, one thin function each.
  *
- * Belongs here: mechanism. Next door: shim/cold/loaded_filter.py, the caller. Each returns a value >= 0, or -errno.
+ * Belongs here: mechanism. Next door: shim/cold/seccomp/loaded_filter.py, the caller. Each returns a value >= 0, or -errno.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,7 +1,7 @@
 """The host's policy at the speed of a container start: compiled policies and the compiled config, read and trusted.
 
 Belongs here: which policy applies (`select`), what the host configured (`config`), what a policy holds (`load`), and
-whose files are believed. Next door: `cold.compile` makes the compiled forms from TOML; `product` reads the sections.
+whose files are believed. Next door: `cold.policy` makes the compiled forms from TOML; `product` reads the sections.
 A compiled form is used while every file it was made of has the same mtime, ctime, size and inode as when it was read;
 a change of owner or mode changes ctime too. A file or directory that someone other than root could change is refused.
 """
@@ -109,7 +109,7 @@ def config(etc: str = ETC, var: str = VAR) -> Config:
     check_chain(etc)
     form = _stored(var, "/config.json")
     if form is None or list(form["source"])[:1] != [path] or not _fresh(form):
-        from shim.cold import compile as cold  # tomllib and jsonschema: 100 ms, only after a change
+        from shim.cold.policy import compile as cold  # tomllib and jsonschema: 100 ms, only after a change
 
         form = cold.compile_config(etc, var)
     return Config(form["config"], etc, var)
@@ -129,7 +129,7 @@ def load(name: str, config: Config) -> Policy:
         if form is not None and (_host(form) != (config.limit, config.network_pool) or not _fresh(form)):
             form = None
     if form is None or (form["expires"] is not None and form["expires"] <= time.time()):
-        from shim.cold import compile as cold  # tomllib and jsonschema: 100 ms, only after a change
+        from shim.cold.policy import compile as cold  # tomllib and jsonschema: 100 ms, only after a change
 
         form = cold.compile_stored(name, config)
     return Policy(form)

@@ -21,7 +21,7 @@ from conformance.bench import moby
 from conformance.bench.life import DEFAULTS, ENVIRONMENT, Failed
 from hooks import host, labels, link, lock, plan
 from hooks.grants import address_of
-from shim.cold import net_up
+from shim.cold.network import net_up
 
 CLONE_NEWNET = 0x40000000
 BUSYBOX = "/bin/busybox"

@@ -18,7 +18,7 @@ from pathlib import Path
 from conformance.bench import docker, moby
 from conformance.bench.life import Failed
 from conformance.bench.turns import Bench, Row, Samples, granted
-from shim.cold import loaded_filter, seccomp_source
+from shim.cold.seccomp import loaded_filter, seccomp_source
 from shim.seccomp import resolve
 from shim.seccomp.profile import machine
 

@@ -24,7 +24,7 @@ from conformance.oci.cli import Runtime
 from conformance.oci.conftest import COUNTER, Maker
 from conformance.oci.test_hostile_host import mounted
 from conformance.room import Result, Room, wait_for
-from shim.cold import seccomp_records
+from shim.cold.seccomp import seccomp_records
 
 pytestmark = [
     pytest.mark.oci,

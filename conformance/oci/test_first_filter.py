@@ -16,7 +16,7 @@ from conformance.oci.bundles import spec
 from conformance.oci.cli import Runtime
 from conformance.oci.conftest import Maker
 from conformance.room import wait_for
-from shim.cold import loaded_filter
+from shim.cold.seccomp import loaded_filter
 
 pytestmark = pytest.mark.oci
 PROFILE = {

@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from shim import bundle, policy, spec, state, wire
-from shim.cold import audit, net
+from shim.cold import audit
 from shim.cold.explain import find
-from shim.cold.seccomp_records import Kernel, Record, Socket, of_auditd, unlogged
+from shim.cold.network import net
+from shim.cold.seccomp.seccomp_records import Kernel, Record, Socket, of_auditd, unlogged
 from shim.dim import capabilities, seccomp
 from shim.errors import HostError, ShimError, printable
 from shim.kernel import Facts

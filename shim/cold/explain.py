@@ -14,9 +14,9 @@ import sys
 from typing import Any
 
 from shim import bundle, kernel, plan, policy, product, runc, spec, state, wire
-from shim.cold import compile as cold
 from shim.cold import describe
-from shim.cold.policy_joins import draft, is_file
+from shim.cold.policy import compile as cold
+from shim.cold.policy.policy_joins import draft, is_file
 from shim.dim import invocation
 from shim.errors import Invalid, Refused, ShimError, printable
 from shim.verbs import gate

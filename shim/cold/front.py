@@ -70,11 +70,11 @@ def _answer(call: Call, context: Context) -> int:
 
         return install.main(call.verb, call.args, context.execfn)
     if call.verb == "net":
-        from shim.cold import network_of_host
+        from shim.cold.network import network_of_host
 
         return network_of_host.main(call.args)
     if call.verb in argv.NETWORK:
-        from shim.cold import net
+        from shim.cold.network import net
 
         return net.main(call.verb, call.args)
     if call.verb == "doctor":
@@ -86,7 +86,7 @@ def _answer(call: Call, context: Context) -> int:
 
         return complete.main(call.args)
     if call.verb == "policy":
-        from shim.cold import policies
+        from shim.cold.policy import policies
 
         return policies.main(call.args)
     sys.stdout.write(version() if call.verb == "version" else USAGE)

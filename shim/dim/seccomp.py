@@ -8,7 +8,7 @@ Not held: nothing in the model's order. Against compiled filters a meet is a low
 numbers without a name are denied, overlaps within one profile and int arguments are rounded towards deny, TRACE and
 NOTIFY become ENOSYS, an ABI with socketcall is dropped where conditions on sockets could not be kept.
 
-Here: the door, and what a start may pay. Next door: `shim.seccomp` (meaning, meet, cache), `cold.prove` (the proof).
+Here: the door, and what a start may pay. Next door: `shim.seccomp` (meaning, meet, cache), `cold.seccomp` (the proof).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every name of a system call that libseccomp 2.5.4 knows for x86-64, i386, x32, arm64 and arm. Generated.
 
 The meaning of a deny-list needs it: what is not denied is allowed, as far as it has a name here. A test compares the
-table with the libseccomp of the machine; `python3 -m shim.cold.libseccomp` prints it anew.
+table with the libseccomp of the machine; `python3 -m shim.cold.seccomp.libseccomp` prints it anew.
 """
 
 NAMES = (

@@ -27,7 +27,7 @@ class Profile:
     """A filter, or none (TOP). Equal where the meaning is: digests first, else both ways of the order.
 
     raw: the OCI object, None for TOP; digest: hex, changes with every spelling; model: its meaning; proof: what
-    `cold.prove` recorded of it, None where nothing did.
+    `cold.seccomp.prove` recorded of it, None where nothing did.
     """
 
     __slots__ = ("_digest", "_make", "_model", "_raw", "proof")
@@ -85,7 +85,7 @@ class Policy(Profile):
     """A policy's profile before its capability-conditional rules are resolved; as a Profile, it is without
     capabilities.
 
-    source: JSON text, as `cold.seccomp_source` writes it; caps: mask of the capability bits that it mentions.
+    source: JSON text, as `cold.seccomp.seccomp_source` writes it; caps: mask of the capability bits that it mentions.
     """
 
     __slots__ = ("caps", "source", "source_digest")

@@ -2,7 +2,7 @@
 
 The form is Docker's: a rule may carry `includes` and `excludes` of caps, arches and minKernel. A rule counts where
 every included capability is held, the machine is among the included arches, the kernel is at least minKernel, and
-nothing excluded is there. Next door: `cold.seccomp_source` makes and checks the source.
+nothing excluded is there. Next door: `cold.seccomp.seccomp_source` makes and checks the source.
 """
 
 from __future__ import annotations

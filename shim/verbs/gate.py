@@ -15,7 +15,7 @@ PROVED = policy.VAR + "/seccomp"
 MAKERS = (
     ("dim", ("seccomp",)),
     ("seccomp", ("check", "cubes", "emit", "model", "names", "profile", "reading", "resolve", "vocabulary", "words")),
-    ("cold", ("bpf", "first_filter", "inclusion", "libseccomp", "loaded_filter", "prove", "simulate")),
+    ("cold/seccomp", ("bpf", "first_filter", "inclusion", "libseccomp", "loaded_filter", "prove", "simulate")),
 )
 SEEN = ".seen"  # beside a proved meet: the delegate's own filter was read out of the kernel and compared
 
@@ -103,7 +103,7 @@ class Admitter:
         key = seccomp.pair_key(asked, ceiling, mask, f"{self._delegate.identity}:{_library()}:{_makers()}")
         granted = cache.load(PROVED, key)
         if granted is None:
-            from shim.cold import prove  # compiles with libseccomp: once for a pair of profiles
+            from shim.cold.seccomp import prove  # compiles with libseccomp: once for a pair of profiles
 
             granted, proof = prove.granted(asked, ceiling)
             _keep(key, granted, proof)

@@ -50,7 +50,7 @@ def _check_filter(record: dict[str, Any], pid: int, status: str) -> int:
     """As at the first `start` after a create; `run` has none."""
     if status != "created":  # a later runc may call us when the program runs already: it is ended
         raise HostError("hook", "poststart", status, "a container that waits", "use create and start")
-    from shim.cold import first_filter, loaded_filter
+    from shim.cold.seccomp import first_filter, loaded_filter
 
     first_filter.compare(record, loaded_filter.filters(pid))
     return 0

@@ -1,8 +1,8 @@
 """The network that agentshim makes for a container: its place on its policy's bridge, and what the hooks do there.
 
 Belongs here: where the container is put, and its plan, which is that of the policy's last one but for the address. Next
-door: `verbs.lock` decided that there is such a network; `verbs.steps` makes a plan anew; shim/cold/net_up makes bridge
-and host's rules, which stay; `hooks.host_state` has the addresses.
+door: `verbs.lock` decided that there is such a network; `verbs.steps` makes a plan anew; shim/cold/network makes
+bridge and host's rules, which stay; `hooks.host_state` has the addresses.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, con
     section: dict[str, Any] = dict(locked.section)
     before = state.load(root, container)
     if before and state.is_leaving(before):
-        from shim.cold import net_down  # the last one of this id: its hook would take this one's plan for its own
+        from shim.cold.network import (
+            net_down,  # the last one of this id: its hook would take this one's plan for its own
+        )
 
         net_down.gc(mark=config.mark)
     six = hostpaths.exists("/proc/net/if_inet6")
@@ -105,7 +107,7 @@ def _parent(profile: str, there: dict[str, Any]) -> int:
                 return int(told["index"])
         except OSError:
             pass  # told below
-    from shim.cold import net_macvlan  # a few files: once for a policy
+    from shim.cold.network import net_macvlan  # a few files: once for a policy
 
     return net_macvlan.up(profile, there)
 
@@ -145,11 +147,11 @@ def _bridge(chosen: Policy, config: Config) -> dict[str, Any]:
     with netlink.Socket(netlink.NETFILTER) as socket:
         found = host_state.ready(host_state.DIRECTORY, chosen.name, chosen.digest, socket)
     if host_state.forsaken(host_state.DIRECTORY, chosen.name, state.DIRECTORY):
-        from shim.cold import net_down  # somebody was killed, or this host's /run is not: seldom
+        from shim.cold.network import net_down  # somebody was killed, or this host's /run is not: seldom
 
         net_down.gc(mark=config.mark)
     if found:
         return found
-    from shim.cold import net_up  # nft and a few files: once for a policy
+    from shim.cold.network import net_up  # nft and a few files: once for a policy
 
     return net_up.up(chosen.name, chosen.sections["network"], chosen.digest, pool=config.network_pool, mark=config.mark)

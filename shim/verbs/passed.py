@@ -41,7 +41,9 @@ def run(call: Call, context: Context) -> int:
 
 def _compare_filter(record: dict[str, Any]) -> None:
     """Bug, and nothing is started, if the filter in the kernel lets through what either side stops."""
-    from shim.cold import first_filter  # libseccomp and ptrace, 40 ms: once for a pair of profiles and a delegate
+    from shim.cold.seccomp import (
+        first_filter,  # libseccomp and ptrace, 40 ms: once for a pair of profiles and a delegate
+    )
 
     first_filter.compare(record)
     state.unmark(record["unseen"])

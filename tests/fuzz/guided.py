@@ -23,7 +23,12 @@ MODULES = {
     "argv": ("shim.argv",),
     "spec": ("shim.spec", "shim.wire"),
     "plan": ("shim.plan", "shim.product", "shim.coherence", "shim.lattice", "shim.dim"),
-    "policy": ("shim.cold.policy_source", "shim.cold.policy_joins", "shim.cold.compile", "shim.cold.toml_lines"),
+    "policy": (
+        "shim.cold.policy.policy_source",
+        "shim.cold.policy.policy_joins",
+        "shim.cold.policy.compile",
+        "shim.cold.policy.toml_lines",
+    ),
     "hook": ("hooks.plan",),
 }
 

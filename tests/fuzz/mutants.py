@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from shim import argv, spec, wire
-from shim.cold import compile as cold
+from shim.cold.policy import compile as cold
 from shim.dim import capabilities, mounts
 from shim.dim.capabilities import Capabilities
 from tests.fuzz import native

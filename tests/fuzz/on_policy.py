@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from shim import policy, product, wire
-from shim.cold import compile as cold
-from shim.cold import policy_joins, policy_source, seccomp_source
+from shim.cold.policy import compile as cold
+from shim.cold.policy import policy_joins, policy_source
+from shim.cold.seccomp import seccomp_source
 from shim.errors import ShimError
 from tests.fuzz import grow, oracle, world
 from tests.fuzz.properties import Over, demand, only, target

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shim import argv, bundle, hostpaths, kernel, plan, product, runc, state
-from shim.cold import policy_source
+from shim.cold.policy import policy_source
 from shim.dim import invocation, mounts
 from shim.errors import HostError, Invalid, Refused
 from shim.mountinfo import Mount

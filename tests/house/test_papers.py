@@ -17,9 +17,10 @@ import pytest
 
 from native import build
 from shim import argv, policy, runc
-from shim.cold import front, policies
-from shim.cold.intents import INTENTS
-from shim.cold.policy_source import SECTIONS
+from shim.cold import front
+from shim.cold.policy import policies
+from shim.cold.policy.intents import INTENTS
+from shim.cold.policy.policy_source import SECTIONS
 from shim.dim import invocation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -161,7 +162,7 @@ def test_shown_policies_are_well_formed(text: str, tmp_path: Path, capsys: pytes
 
 
 def test_shown_configuration_is_well_formed(tmp_path: Path) -> None:
-    from shim.cold.policy_source import examine
+    from shim.cold.policy.policy_source import examine
 
     (shown,) = re.findall(r"^\.Bd -literal\n(.*?)^\.Ed", page("agentshim.toml.5"), re.MULTILINE | re.DOTALL)
     indented = re.findall(r"^    (delegate = .*\n(?:    .*\n)+)", readme(), re.MULTILINE)
@@ -226,7 +227,7 @@ def test_every_intent_is_told_with_what_it_grants(name: str) -> None:
 
 
 def test_every_seccomp_profile_and_group_is_told() -> None:
-    from shim.cold import seccomp_toml
+    from shim.cold.seccomp import seccomp_toml
 
     told = words(entry("agentshim-policy.5", "[seccomp]"))
     assert set(seccomp_toml.names()) <= told

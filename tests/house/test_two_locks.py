@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from shim import policy, product
-from shim.cold import bpf, libseccomp, two_locks
-from shim.cold.doors import DOORS, EVERY, Door
+from shim.cold.policy import two_locks
+from shim.cold.policy.doors import DOORS, EVERY, Door
+from shim.cold.seccomp import bpf, libseccomp
 from shim.dim import capabilities, invocation, seccomp
 from shim.seccomp.vocabulary import ERRNO, NATIVE
 from tests.unit.policy_host import Host, make_host

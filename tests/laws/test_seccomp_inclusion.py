@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.cold import bpf, inclusion, libseccomp, loaded_filter, prove, simulate
-from shim.cold.simulate import Looser
+from shim.cold.seccomp import bpf, inclusion, libseccomp, loaded_filter, prove, simulate
+from shim.cold.seccomp.simulate import Looser
 from shim.dim import seccomp
 from shim.errors import Bug
 from shim.seccomp.profile import Profile

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.cold import loaded_filter, prove
+from shim.cold.seccomp import loaded_filter, prove
 from tests.laws.test_seccomp_proof import EVERY
 from tests.root import seccomp_bundle
 from tests.root.test_seccomp_kernel import life, sleeping

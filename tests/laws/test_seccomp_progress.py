@@ -13,7 +13,7 @@ import pytest
 # argv: seconds that each comparison takes longer, and whether it fails. Prints what is left of the alarm.
 SLOW = """
 import signal, sys, time
-from shim.cold import prove
+from shim.cold.seccomp import prove
 from shim.errors import Bug
 from shim.seccomp.profile import Profile
 compare = prove.compare

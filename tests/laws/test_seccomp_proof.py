@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 
-from shim.cold import libseccomp, prove, simulate
-from shim.cold.simulate import Looser
+from shim.cold.seccomp import libseccomp, prove, simulate
+from shim.cold.seccomp.simulate import Looser
 from shim.dim import seccomp
 from shim.errors import Bug, Invalid, Refused
 from shim.seccomp import emit, words
@@ -403,7 +403,7 @@ def test_one_socket_more_than_both_sides_have_is_caught() -> None:
 
 
 def test_the_canonical_text_has_nothing_to_lint() -> None:
-    from shim.cold import lint_seccomp
+    from shim.cold.seccomp import lint_seccomp
 
     for name in ("by ranges", "by exceptions", "no unix", "no clone", *real()):
         raw = seccomp.meet(EVERY[name](), inputs.ours("dev")).raw

@@ -19,7 +19,7 @@ from hooks import fingerprint, host, link, netlink, nft, plan, records
 from hooks.labels import host_end, mac
 from hooks.link import Port
 from hooks.plan import Step
-from shim.cold import net_up
+from shim.cold.network import net_up
 from tests.net.lab import Lab, enter, ip, settings
 
 A, B, ELSEWHERE = "10.207.0.5", "10.207.0.6", "10.207.4.5"  # agents: two siblings, one elsewhere

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hooks import host_rules
-from shim.cold import network_source
+from shim.cold.network import network_source
 from tests.net import lab as labs
 from tests.net.hostlab import DOCKER, FAR, METADATA, NEIGHBOUR, A, HostLab
 from tests.net.test_host import both, refused, without_rules

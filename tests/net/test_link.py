@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hooks import host, host_state, labels, link, lock, netlink, nft, plan
 from hooks.link import Port
 from hooks.plan import CONTAINER, HOST, KEEP, NETNS, ONLY_EMPTY, Step
-from shim.cold import net_down
+from shim.cold.network import net_down
 from shim.errors import HostError
 from tests.net import hostlab
 from tests.net import lab as labs

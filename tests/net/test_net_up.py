@@ -20,7 +20,8 @@ import pytest
 
 from hooks import fingerprint, host, host_state, link, netlink, nft
 from shim import policy
-from shim.cold import bridges, net_agents, net_down, net_others, net_up, network_of_host, policies, resolver
+from shim.cold.network import bridges, net_agents, net_down, net_others, net_up, network_of_host, resolver
+from shim.cold.policy import policies
 from shim.errors import HostError, Invalid, Refused
 from tests.net import lab as labs
 from tests.net.lab import Lab

@@ -12,7 +12,7 @@ import pytest
 
 from conformance.room import wait_for
 from shim import kernel
-from shim.cold import libseccomp
+from shim.cold.seccomp import libseccomp
 from shim.dim import invocation
 from shim.seccomp.vocabulary import NATIVE
 from tests.root.debian import Box, Debian, Maker, finished

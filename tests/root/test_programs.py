@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.cold import seccomp_toml
+from shim.cold.seccomp import seccomp_toml
 from tests.root import workloads
 from tests.root.debian import Debian, Maker, finished
 from tests.unit import seccomp_inputs as inputs

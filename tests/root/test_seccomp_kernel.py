@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.cold import loaded_filter, prove
+from shim.cold.seccomp import loaded_filter, prove
 from shim.dim import seccomp
 from shim.errors import Bug
 from shim.seccomp.profile import Profile

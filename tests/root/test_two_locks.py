@@ -12,8 +12,8 @@ import platform
 
 import pytest
 
-from shim.cold import libseccomp
-from shim.cold.doors import DOORS
+from shim.cold.policy.doors import DOORS
+from shim.cold.seccomp import libseccomp
 from shim.seccomp.vocabulary import NATIVE
 from tests.root.debian import Debian, Maker
 from tests.unit import seccomp_inputs as inputs

@@ -14,7 +14,7 @@ import pytest
 
 from conformance.room import Result, wait_for
 from shim import policy
-from shim.cold.policy_joins import resolve
+from shim.cold.policy.policy_joins import resolve
 from shim.dim import capabilities
 from tests.root.debian import Box, Debian, Maker
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shim.cold import libseccomp, seccomp_source
+from shim.cold.seccomp import libseccomp, seccomp_source
 from shim.dim import seccomp
 from shim.seccomp import resolve
 from shim.seccomp.profile import Profile

@@ -22,8 +22,10 @@ import pytest
 
 from shim import argv, audit, cli, plan, policy, product
 from shim.cold import audit as reader
-from shim.cold import compile as cold
-from shim.cold import denied, policy_source, seccomp_records, seccomp_source
+from shim.cold import denied
+from shim.cold.policy import compile as cold
+from shim.cold.policy import policy_source
+from shim.cold.seccomp import seccomp_records, seccomp_source
 from shim.dim import seccomp
 from shim.errors import HostError, Invalid, Refused, printable
 from shim.kernel import Facts

@@ -20,9 +20,11 @@ import pytest
 from hooks import netlink, nft_read
 from shim import kernel as facts
 from shim import policy
-from shim.cold import doctor, libseccomp, net_others
+from shim.cold import doctor
 from shim.cold.doctor import advisories, files, kernel, network, probes, versions
 from shim.cold.doctor.host import FAIL, OK, WARN, Finding, Host
+from shim.cold.network import net_others
+from shim.cold.seccomp import libseccomp
 from shim.errors import HostError
 from shim.verbs import gate
 from tests.unit.made_up_host import Made, level, rows

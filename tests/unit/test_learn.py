@@ -12,7 +12,7 @@ import pytest
 
 from hooks import host_rules, host_state
 from shim import kernel, state
-from shim.cold import network_source, resolver
+from shim.cold.network import network_source, resolver
 from shim.dim import network
 from shim.errors import HostError, Invalid
 from shim.verbs import link

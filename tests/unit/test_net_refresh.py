@@ -10,7 +10,8 @@ import pytest
 
 from hooks import records
 from shim import names, state
-from shim.cold import audit, leases, net, net_refresh, network_source
+from shim.cold import audit
+from shim.cold.network import leases, net, net_refresh, network_source
 from shim.errors import HostError, Invalid, Refused
 
 BEFORE: dict[str, Any] = {

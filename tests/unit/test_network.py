@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim import kernel
-from shim.cold import network_source
+from shim.cold.network import network_source
 from shim.dim import network
 from shim.errors import Invalid
 

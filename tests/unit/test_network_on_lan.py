@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shim.cold import network_source
+from shim.cold.network import network_source
 from shim.dim import network
 from shim.errors import Invalid
 

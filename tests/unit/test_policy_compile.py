@@ -1,4 +1,4 @@
-"""shim.cold.compile and policy_source: the language of policies, its faults, and the built-in ones."""
+"""shim.cold.policy.compile and policy_source: the language of policies, its faults, and the built-in ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from shim import policy, product
-from shim.cold import compile as cold
-from shim.cold.intents import INTENTS
-from shim.cold.policy_source import SECTIONS, examine
+from shim.cold.policy import compile as cold
+from shim.cold.policy.intents import INTENTS
+from shim.cold.policy.policy_source import SECTIONS, examine
 from shim.dim import capabilities, namespaces, rlimits
 from shim.errors import HostError, Invalid, Refused
 from tests.unit.policy_host import Host, make_host

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shim import plan, policy, product
-from shim.cold import compile as cold
+from shim.cold.policy import compile as cold
 from shim.dim import capabilities, invocation, network, rlimits
 from shim.hostpaths import Source
 from shim.kernel import Facts

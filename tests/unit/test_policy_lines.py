@@ -1,4 +1,4 @@
-"""shim.cold.toml_lines: the same keys as tomllib finds, on the right lines."""
+"""shim.cold.policy.toml_lines: the same keys as tomllib finds, on the right lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.cold.toml_lines import Path, line_of, lines
+from shim.cold.policy.toml_lines import Path, line_of, lines
 
 KEYS = st.text("ab-_1", min_size=1, max_size=3) | st.text("a.\"' #=[]{}é", max_size=4)
 STRINGS = st.text("ab\"'#[]{},=\\\n\t é", max_size=8)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shim import policy
-from shim.cold import compile as cold
+from shim.cold.policy import compile as cold
 from shim.errors import HostError, Invalid, Refused, ShimError
 from tests.unit.policy_host import Host, make_host
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from shim import policy, product
-from shim.cold import compile as cold
-from shim.cold.policies import main, table
-from shim.cold.policy_table import ORDER, ROWS
+from shim.cold.policy import compile as cold
+from shim.cold.policy.policies import main, table
+from shim.cold.policy.policy_table import ORDER, ROWS
 from shim.dim import paths
 from shim.errors import Invalid, Refused
 from shim.kernel import Facts

@@ -10,7 +10,7 @@ import tempfile
 
 import pytest
 
-from shim.cold import bpf, libseccomp, simulate
+from shim.cold.seccomp import bpf, libseccomp, simulate
 from shim.errors import Bug, Invalid
 from shim.seccomp import names
 from tests.unit import seccomp_inputs as inputs

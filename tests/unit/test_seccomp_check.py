@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shim import wire
-from shim.cold import lint_seccomp, seccomp_source
+from shim.cold.seccomp import lint_seccomp, seccomp_source
 from shim.dim import seccomp
 from shim.errors import Invalid, ShimError
 from shim.kernel import Facts

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shim.cold import libseccomp, lint_seccomp, prove
+from shim.cold.seccomp import libseccomp, lint_seccomp, prove
 from shim.errors import HostError, Invalid
 from tests.unit import seccomp_inputs as inputs
 from tests.unit.seccomp_inputs import NATIVE, rule

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shim.cold import bpf, libseccomp, lint_seccomp, seccomp_toml
+from shim.cold.seccomp import bpf, libseccomp, lint_seccomp, seccomp_toml
 from shim.dim import seccomp
 from shim.seccomp import cubes
 from shim.seccomp.vocabulary import NATIVE
@@ -224,7 +224,7 @@ def test_every_rule_has_a_reason_and_every_name_exists(policy: str) -> None:
         assert unknown == NEWER, "newer than libseccomp 2.5.4; anything else is misspelt"
 
 
-# Which calls each door needs, asked of the profiles' meaning. All locks: shim.cold.two_locks.
+# Which calls each door needs, asked of the profiles' meaning. All locks: shim.cold.policy.two_locks.
 DOORS = {
     "ptrace": "ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd",
     "bpf": "bpf perf_event_open",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shim import policy
-from shim.cold import libseccomp, prove, seccomp_source
+from shim.cold.seccomp import libseccomp, prove, seccomp_source
 from shim.dim import seccomp
 from shim.errors import HostError, Invalid
 from shim.kernel import Facts

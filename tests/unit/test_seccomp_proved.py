@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shim import audit, policy
-from shim.cold import libseccomp, prove, seccomp_source
+from shim.cold.seccomp import libseccomp, prove, seccomp_source
 from shim.dim import seccomp
 from shim.errors import HostError
 from shim.lattice import Decrease
@@ -127,7 +127,7 @@ def test_sources_that_cannot_be_looked_at_are_an_error(tree: Path, place: Path) 
 USED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from shim.cold import first_filter, prove
+from shim.cold.seccomp import first_filter, prove
 from shim.dim import seccomp
 from shim.seccomp import resolve
 from shim.seccomp.profile import Profile
@@ -139,7 +139,7 @@ prove.granted(Profile(READ), Profile({**READ, "defaultAction": "SCMP_ACT_ALLOW",
 print(*(name for name in sys.modules if name.startswith(("shim.seccomp.", "shim.cold.")) or name == seccomp.__name__))
 """
 # The way of a proof to and from the disk, and words for people: nothing that a proof could be wrong by.
-OTHERS = {"shim.seccomp.cache"}
+OTHERS = {"shim.seccomp.cache", "shim.cold.seccomp"}
 
 
 def test_every_source_that_makes_a_proof_is_looked_at() -> None:

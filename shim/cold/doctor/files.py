@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 
 from shim import hostpaths, policy, state
-from shim.cold import policies, site
+from shim.cold import site
 from shim.cold.doctor.host import FAIL, OK, WARN, Finding, Host, group_of
 from shim.cold.doctor.versions import config_of
+from shim.cold.policy import policies
 from shim.verbs import gate
 
 LOG = "/var/log/agentshim"
@@ -144,7 +145,7 @@ def compiled(host: Host) -> Iterator[Finding]:
 
 def builtin(host: Host) -> Iterator[Finding]:
     """The built-in policies, against the sources that came with them."""
-    from shim.cold import compile as cold  # jsonschema
+    from shim.cold.policy import compile as cold  # jsonschema
 
     stale = []
     for name in policy.BUILTIN:

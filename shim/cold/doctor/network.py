@@ -80,7 +80,7 @@ def cut_off(host: Host) -> list[str]:
     """The running containers for which the host's lock does not hold what it should."""
     try:
         from hooks import host_state
-        from shim.cold import net_agents
+        from shim.cold.network import net_agents
     except ImportError:
         return []
     with netlink.Socket(netlink.NETFILTER) as kernel:
@@ -105,7 +105,7 @@ def _bridges(host: Host) -> Iterator[Finding]:
     if not ours:
         yield Finding(OK, "network.docker-user", "no bridge of ours")
         return
-    from shim.cold import net_others
+    from shim.cold.network import net_others
 
     lacking = {path: accepts for path, accepts in net_others.docker_user().items() if accepts}
     for path, accepts in lacking.items():

@@ -118,7 +118,7 @@ def has_flag(value: int) -> bool:
 
 def read_filter() -> None:
     """Reads the filter of a child that has one, as the first start of a container does. ShimError, OSError."""
-    from shim.cold import loaded_filter  # cffi
+    from shim.cold.seccomp import loaded_filter  # cffi
 
     holding, letting = os.pipe()
     told, telling = os.pipe()

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shim import policy, runc
-from shim.cold import libseccomp
 from shim.cold.doctor.advisories import FINAL, LEAST_LIBSECCOMP, TABLE, Advisory, Version, has_fix, version
 from shim.cold.doctor.host import FAIL, OK, WARN, Finding, Host
+from shim.cold.seccomp import libseccomp
 from shim.errors import ShimError
 
 DPKG = "/var/lib/dpkg"

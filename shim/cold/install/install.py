@@ -12,11 +12,11 @@ import os
 import sys
 
 from shim import hostpaths, policy
-from shim.cold import compile as cold
 from shim.cold.audit import to_any_terminal
 from shim.cold.install import calls, changes, registration, sites, toml_text, turn, uninstall
 from shim.cold.install.changes import Content, Directory, File, Link, Step
 from shim.cold.install.engines import ENGINES, NAME, Engine
+from shim.cold.policy import compile as cold
 from shim.errors import HostError, Refused, printable
 
 

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any
 
-from shim.cold import toml_lines
+from shim.cold.policy import toml_lines
 from shim.errors import HostError, Invalid
 
 Path = tuple[str, ...]

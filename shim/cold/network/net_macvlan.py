@@ -17,7 +17,7 @@ from typing import Any
 from hooks import host_state
 from shim import state, wire
 from shim.bundle import Directory
-from shim.cold.net_agents import alive, owners
+from shim.cold.network.net_agents import alive, owners
 from shim.errors import HostError, Invalid, reason
 from shim.verbs.link import LANS
 

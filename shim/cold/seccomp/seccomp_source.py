@@ -7,7 +7,7 @@
     "architectures": ["x86"]          ABIs beside the native one; a file's own list of them does not count
     "log": true                       the kernel logs what the filter denies; false: not even if a file's flags say so
 
-Belongs here: reading and checking. Next door: `cold.seccomp_toml` reads our own profiles; `seccomp.resolve` resolves
+Belongs here: reading and checking. Next door: `seccomp_toml` reads our own profiles; `seccomp.resolve` resolves
 capabilities at each start.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Container
 from typing import Any, NoReturn
 
 from shim import wire
-from shim.cold import seccomp_toml
+from shim.cold.seccomp import seccomp_toml
 from shim.errors import HostError, Invalid, reason
 from shim.seccomp.check import check
 from shim.seccomp.profile import digest

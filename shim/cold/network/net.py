@@ -21,8 +21,10 @@ from hooks import fingerprint, host_rules, host_state, labels, netlink, nft_read
 from hooks.grants import address_of
 from shim import kernel, policy, state
 from shim.audit import now
-from shim.cold import audit, compile, leases, network_source
+from shim.cold import audit
 from shim.cold.explain import find
+from shim.cold.network import leases, network_source
+from shim.cold.policy import compile
 from shim.dim import network
 from shim.errors import HostError, Invalid, Refused, ShimError
 

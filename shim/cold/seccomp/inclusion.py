@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-from shim.cold import bpf
+from shim.cold.seccomp import bpf
 from shim.seccomp import words
 from shim.seccomp.vocabulary import ERRNO, LOW
 

@@ -11,8 +11,8 @@ import errno
 import os
 from typing import Any
 
-from shim.cold import bpf, prove
-from shim.cold.simulate import Looser, Undecided, compare
+from shim.cold.seccomp import bpf, prove
+from shim.cold.seccomp.simulate import Looser, Undecided, compare
 from shim.errors import Bug, HostError
 from shim.seccomp.profile import Profile, machine
 

@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 from shim import policy
-from shim.cold.intents import INTENTS
-from shim.cold.policy_source import SECTIONS, Source, content, instant, read
+from shim.cold.policy.intents import INTENTS
+from shim.cold.policy.policy_source import SECTIONS, Source, content, instant, read
 from shim.errors import Invalid, Refused
 from shim.lattice import Value
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from hooks import fingerprint, host, host_rules, host_state, labels, nft, nft_read
 from shim import state as records
-from shim.cold import bridges, net_agents, net_others, net_up, resolver
-from shim.cold.net_agents import Element, alive, elements, hold, owners
-from shim.cold.net_up import Host
+from shim.cold.network import bridges, net_agents, net_others, net_up, resolver
+from shim.cold.network.net_agents import Element, alive, elements, hold, owners
+from shim.cold.network.net_up import Host
 from shim.errors import HostError, Refused, reason
 
 GRACE = 600  # seconds that a policy's rules stay behind its last container: one may be on its way

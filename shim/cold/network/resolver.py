@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 from hooks import fingerprint, host_rules, host_state
 from shim import kernel
-from shim.cold import net_others
+from shim.cold.network import net_others
 from shim.errors import HostError
 
 if TYPE_CHECKING:
-    from shim.cold.net_up import Host
+    from shim.cold.network.net_up import Host
 
 NAME = "dnsmasq"
 LEARNED = ".learned"

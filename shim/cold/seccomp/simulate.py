@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 
-from shim.cold import bpf, inclusion, libseccomp
+from shim.cold.seccomp import bpf, inclusion, libseccomp
 from shim.errors import Bug
 from shim.seccomp.vocabulary import ERRNO, KILL_THREAD, LOW, NARROW, WIDE
 

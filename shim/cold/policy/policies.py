@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from shim import policy
-from shim.cold import compile as cold
-from shim.cold.policy_joins import draft, is_file
-from shim.cold.policy_source import SECTIONS, examine
-from shim.cold.policy_table import table as table
+from shim.cold.policy import compile as cold
+from shim.cold.policy.policy_joins import draft, is_file
+from shim.cold.policy.policy_source import SECTIONS, examine
+from shim.cold.policy.policy_table import table as table
 from shim.errors import Invalid, ShimError
 
 
@@ -63,14 +63,14 @@ def _table(args: argparse.Namespace, etc: str, var: str) -> int:
 
 
 def _locks(args: argparse.Namespace, etc: str, var: str) -> int:
-    from shim.cold import two_locks  # libseccomp, and a filter compiled for each policy
+    from shim.cold.policy import two_locks  # libseccomp, and a filter compiled for each policy
 
     sys.stdout.write(two_locks.table(args.names, policy.config(etc, var)))
     return 0
 
 
 def _lint(args: argparse.Namespace, etc: str, var: str) -> int:
-    from shim.cold import lint_seccomp  # libseccomp is loaded to count instructions
+    from shim.cold.seccomp import lint_seccomp  # libseccomp is loaded to count instructions
 
     return lint_seccomp.main(args.profile)
 

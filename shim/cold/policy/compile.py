@@ -13,12 +13,12 @@ from typing import Any
 
 from hooks import lock
 from shim import policy, wire
-from shim.cold import network_source
-from shim.cold.policy_joins import Resolved as Resolved
-from shim.cold.policy_joins import Sections
-from shim.cold.policy_joins import path_of as path_of
-from shim.cold.policy_joins import resolve as resolve
-from shim.cold.policy_source import SCHEMA, SECTIONS, read
+from shim.cold.network import network_source
+from shim.cold.policy.policy_joins import Resolved as Resolved
+from shim.cold.policy.policy_joins import Sections
+from shim.cold.policy.policy_joins import path_of as path_of
+from shim.cold.policy.policy_joins import resolve as resolve
+from shim.cold.policy.policy_source import SCHEMA, SECTIONS, read
 from shim.errors import Refused
 
 
@@ -133,7 +133,7 @@ def _seccomp(section: Any, directory: str) -> Any:
     """The seccomp section as its dimension reads it; `directory` holds the profile that it may name as file."""
     if section is None or section == "top":
         return section
-    from shim.cold import seccomp_source
+    from shim.cold.seccomp import seccomp_source
 
     return seccomp_source.expand(section, directory)
 

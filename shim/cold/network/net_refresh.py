@@ -22,7 +22,8 @@ from hooks import fingerprint, grants, host, host_state, labels, link, lock, net
 from hooks.grants import address_of
 from shim import docker, hostpaths, kernel, names, policy, state, wire
 from shim.bundle import Directory
-from shim.cold import audit, network_source
+from shim.cold import audit
+from shim.cold.network import network_source
 from shim.dim import invocation, network
 from shim.errors import HostError, Invalid, Refused, ShimError, reason
 

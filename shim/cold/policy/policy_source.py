@@ -13,7 +13,7 @@ import tomllib
 from typing import Any
 
 from shim import policy
-from shim.cold.toml_lines import Path, line_of, lines
+from shim.cold.policy.toml_lines import Path, line_of, lines
 from shim.errors import HostError, Invalid, ShimError
 from shim.lattice import Value
 

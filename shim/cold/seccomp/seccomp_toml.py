@@ -16,7 +16,7 @@ from shim.errors import Bug, Invalid
 from shim.seccomp import cubes
 from shim.seccomp.vocabulary import ENOSYS, EPERM, FALLBACK, FULL64
 
-PROFILES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "policies", "seccomp")
+PROFILES = os.path.abspath(f"{__file__}/../../../policies/seccomp")
 _NOT_PROFILES = ("base", "groups", "network")
 
 

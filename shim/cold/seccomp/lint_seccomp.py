@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shim import wire
-from shim.cold import bpf, libseccomp, prove, seccomp_source, seccomp_toml, seccomp_when
+from shim.cold.seccomp import bpf, libseccomp, prove, seccomp_source, seccomp_toml, seccomp_when
 from shim.errors import HostError, Invalid
 from shim.lattice import Value, at
 from shim.seccomp import cubes, reading, words
@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shim.cold.seccomp_when import Indexed
+    from shim.cold.seccomp.seccomp_when import Indexed
 
 _SHOWN = 6
 

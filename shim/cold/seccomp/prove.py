@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from shim.cold import bpf, libseccomp
-from shim.cold.libseccomp import TOKENS
-from shim.cold.simulate import Looser, Undecided, abi_of, compare
+from shim.cold.seccomp import bpf, libseccomp
+from shim.cold.seccomp.libseccomp import TOKENS
+from shim.cold.seccomp.simulate import Looser, Undecided, abi_of, compare
 from shim.dim import seccomp
 from shim.errors import Bug, Refused
 from shim.seccomp.profile import Profile, machine

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from shim import policy
-from shim.cold import network_source, seccomp_source
-from shim.cold.policy_joins import Resolved, resolve
+from shim.cold.network import network_source
+from shim.cold.policy.policy_joins import Resolved, resolve
+from shim.cold.seccomp import seccomp_source
 from shim.dim import capabilities, network, seccomp
 
 ORDER = ("locked", "agent", "web", "dev", "identity")

@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shim.cold import libseccomp
+from shim.cold.seccomp import libseccomp
 from shim.errors import ShimError
 
 KMSG = "/dev/kmsg"

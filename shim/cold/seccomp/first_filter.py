@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shim import policy, spec, state, wire
-from shim.cold import loaded_filter
+from shim.cold.seccomp import loaded_filter
 from shim.dim import capabilities, seccomp
 from shim.errors import HostError, Refused
 from shim.kernel import Facts

@@ -21,7 +21,7 @@ from typing import Any
 from hooks import fingerprint, host, host_rules, host_state, labels, netlink
 from shim import wire
 from shim.bundle import Directory
-from shim.cold import bridges, net_agents, net_others, resolver
+from shim.cold.network import bridges, net_agents, net_others, resolver
 from shim.errors import HostError, Invalid, reason
 
 POOL = "10.207.0.0/16"

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shim import policy, product
-from shim.cold import compile as cold
-from shim.cold import libseccomp
-from shim.cold.doors import DOORS, Door
+from shim.cold.policy import compile as cold
+from shim.cold.policy.doors import DOORS, Door
+from shim.cold.seccomp import libseccomp
 from shim.dim import capabilities, devices, invocation, mounts, namespaces, network, paths, seccomp, user
 from shim.lattice import names_leq
 from shim.seccomp import cubes

@@ -15,8 +15,9 @@ from typing import Any
 
 from hooks import host_state, records
 from shim import policy, state
-from shim.cold import leases, net_down, net_macvlan, net_refresh, net_up, network_source, policies
 from shim.cold.explain import find
+from shim.cold.network import leases, net_down, net_macvlan, net_refresh, net_up, network_source
+from shim.cold.policy import policies
 from shim.dim import network
 from shim.errors import HostError, Invalid, Refused, ShimError, reason
 from shim.verbs import lock

@@ -1,1 +1,1 @@
-"""Policies as people write them: read, joined, checked, compiled, shown. Next door: `shim.policy` loads compiled ones."""
+"""Policies as people write them: read, joined, checked, compiled, shown. Next door: `shim.policy` loads compiled."""

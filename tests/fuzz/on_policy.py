@@ -138,6 +138,9 @@ SECTION_LINES = [
     *(f"[{name}]" for name in policy_source.SECTIONS),
     *(f'{name} = "top"' for name in policy_source.SECTIONS),
     *_LINES.strip().split("\n"),
+    # Whole ones: alone, each word of them is found too seldom for a short run to get above the host limit.
+    '[[intents]]\nname = "debug"\ndoc = "https://x.y/z"',
+    '[capabilities]\nadd = [{ names = ["SYS_ADMIN"], why = "because", doc = "https://x.y" }]',
     *("\ufeff", "\r", "\t", 'a="\\u0000"', "'''"),
 ]
 

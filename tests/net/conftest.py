@@ -1,11 +1,13 @@
-"""A lab for each test that asks for one; see `lab`."""
+"""A lab for each test that asks for one; see `lab` and `hostlab`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.net import hostlab
 from tests.net import lab as labs
 
 
@@ -15,6 +17,19 @@ def lab() -> Iterator[labs.Lab]:
     if lacking:
         pytest.skip(lacking)
     made = labs.Lab()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def host_lab(tmp_path: Path) -> Iterator[hostlab.HostLab]:
+    """With bridges of ours and their rules."""
+    lacking = labs.missing()
+    if lacking:
+        pytest.skip(lacking)
+    made = hostlab.HostLab(tmp_path / "net")
     try:
         yield made
     finally:

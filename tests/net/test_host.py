@@ -7,7 +7,6 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -46,21 +45,14 @@ either_way = pytest.mark.parametrize("lab", ["br_netfilter", "bare"], indirect=T
 
 
 @pytest.fixture
-def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HostLab]:
-    lacking = labs.missing()
-    if lacking:
-        pytest.skip(lacking)
-    made = HostLab(tmp_path / "net")
-    try:
-        shown = int(getattr(request, "param", "bare") == "br_netfilter")
-        there = Path("/proc/sys/net/bridge").exists()
-        if shown and not there:
-            pytest.skip("NO br_netfilter HERE: WHAT IT SHOWS TO THE HOST'S TABLES IS NOT TESTED")
-        if there:
-            made.on_host("sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={shown}")
-        yield made
-    finally:
-        made.close()
+def lab(request: pytest.FixtureRequest, host_lab: HostLab) -> HostLab:
+    shown = int(getattr(request, "param", "bare") == "br_netfilter")
+    there = Path("/proc/sys/net/bridge").exists()
+    if shown and not there:
+        pytest.skip("NO br_netfilter HERE: WHAT IT SHOWS TO THE HOST'S TABLES IS NOT TESTED")
+    if there:
+        host_lab.on_host("sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={shown}")
+    return host_lab
 
 
 def refused(said: str) -> bool:

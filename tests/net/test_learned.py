@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from hooks import host_rules
 from shim.cold.network import network_source
-from tests.net import lab as labs
 from tests.net.hostlab import DOCKER, FAR, METADATA, NEIGHBOUR, A, HostLab
 from tests.net.test_host import both, refused, without_rules
 
@@ -21,16 +18,9 @@ SECTION = network_source.expand(
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[HostLab]:
-    lacking = labs.missing()
-    if lacking:
-        pytest.skip(lacking)
-    made = HostLab(tmp_path / "net")
-    try:
-        made.on_host("nft", "-f", "-", text=host_rules.policy(made.bridges["web"]["tag"], SECTION))
-        yield made
-    finally:
-        made.close()
+def lab(host_lab: HostLab) -> HostLab:
+    host_lab.on_host("nft", "-f", "-", text=host_rules.policy(host_lab.bridges["web"]["tag"], SECTION))
+    return host_lab
 
 
 def learn(lab: HostLab, number: int, *addresses: str) -> None:

@@ -5,8 +5,6 @@ fingerprint is of rules, and whoever changes a policy opens nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from hooks import chains, host_rules, nft
 from hooks import host as elements_of
 from hooks.link import Port
 from hooks.netlink import nested, text, u32
-from tests.net import lab as labs
 from tests.net.hostlab import DOCKER, ELSEWHERE, FAR, GATEWAY, HOST_LAN, METADATA, NEIGHBOUR, A, B, HostLab
 from tests.net.lab import CONTAINER4, CONTAINER6, FAR4, FAR6, Lab
 
@@ -101,14 +98,8 @@ def test_whoever_opens_the_policies_of_the_lock_inside_opens_nothing(lab: Lab) -
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[HostLab]:
-    if lacking := labs.missing():
-        pytest.skip(lacking)
-    made = HostLab(tmp_path / "net")
-    try:
-        yield made
-    finally:
-        made.close()
+def host(host_lab: HostLab) -> HostLab:
+    return host_lab
 
 
 @pytest.mark.parametrize("to", ["accept", "drop"])

@@ -91,7 +91,7 @@ def test_i386_stays_where_all_socket_calls_are_alike() -> None:
 
 
 def test_enosys_for_what_libc_falls_back_from() -> None:
-    raw = seccomp.meet(inputs.moby(), inputs.ours("agent")).raw
+    raw = seccomp.meet(inputs.dockers(), inputs.ours("agent")).raw
     assert raw is not None
     errnos = {name: r["errnoRet"] for r in raw["syscalls"] if r["action"] == "SCMP_ACT_ERRNO" for name in r["names"]}
     assert {errnos[name] for name in ("clone3", "io_uring_setup", "pidfd_getfd", "fsopen")} == {38}
@@ -122,7 +122,7 @@ def test_digests_follow_the_text() -> None:
 
 
 def test_the_cache_key_knows_both_sides_capabilities_and_delegate() -> None:
-    a, b = inputs.moby(), inputs.ours("agent")
+    a, b = inputs.dockers(), inputs.ours("agent")
     keys = {
         seccomp.pair_key(a, b, 0, "runc"),
         seccomp.pair_key(b, a, 0, "runc"),
@@ -376,7 +376,7 @@ def test_joins_allow_for_all_arguments_and_only_that() -> None:
 
 
 def test_explain_names_what_was_lost_within_bounds() -> None:
-    asked, ceiling = inputs.moby(), inputs.ours("locked")
+    asked, ceiling = inputs.dockers(), inputs.ours("locked")
     losses = seccomp.explain(asked, ceiling, seccomp.meet(asked, ceiling))
     text = "\n".join(f"{loss.asked} -> {loss.granted}" for loss in losses)
     assert "socket" in text and "more" in text and "SCMP_ARCH_X86" in text
@@ -388,7 +388,7 @@ def test_explain_names_what_was_lost_within_bounds() -> None:
 
 def test_explain_says_nothing_where_nothing_was_lost() -> None:
     ceiling = inputs.ours("agent")
-    asked = seccomp.meet(inputs.moby(), ceiling)
+    asked = seccomp.meet(inputs.dockers(), ceiling)
     assert seccomp.explain(asked, ceiling, seccomp.meet(asked, ceiling)) == []
 
 

@@ -12,11 +12,11 @@ write plans: it lies where they do, in root's own directory.
 
 from __future__ import annotations
 
-import posix
 import sys
 from _blake2 import blake2b
 
 from hooks import labels
+from shim import hostpaths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ _HERE = __file__.rpartition("/")[0]
 
 def key(material: object) -> bytes:
     """A digest of what a plan is made from, plain values only, and of the sources that make it."""
-    there = [posix.stat(f"{_HERE}/{name}.py") for name in MAKERS]
-    told = repr((material, [(one.st_size, one.st_mtime_ns, one.st_ino) for one in there]))
+    told = repr((material, hostpaths.stamps([f"{_HERE}/{name}.py" for name in MAKERS])))
     return blake2b(told.encode(), digest_size=20).hexdigest().encode()
 
 

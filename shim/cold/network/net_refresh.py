@@ -23,7 +23,7 @@ from hooks.grants import address_of
 from shim import docker, hostpaths, kernel, names, policy, state, wire
 from shim.bundle import Directory
 from shim.cold import audit
-from shim.cold.network import network_source
+from shim.cold.network import net_agents, network_source
 from shim.dim import invocation, network
 from shim.errors import HostError, Invalid, Refused, ShimError, reason
 
@@ -32,7 +32,6 @@ Peer = tuple[str, str, int, int]  # protocol, address, first port, last port
 Record = dict[str, Any]
 Pins = dict[str, list[str]]
 SETS = ("hosts", "outbound")
-PINNED = ("pinned", "pinned_wide")
 
 
 def main(every: list[Record], directory: str = host_state.DIRECTORY) -> int:
@@ -187,7 +186,7 @@ def _pinned_there(outside: netlink.Socket, agent: str) -> Iterator[Element]:
     here = address_of(agent)
     try:
         known = nft_read.entries(outside.dump(nft_read.list_elements(fingerprint.TABLE, "policies_out")))
-        asked = {name: nft_read.list_elements(fingerprint.TABLE, name) for name in PINNED}
+        asked = {name: nft_read.list_elements(fingerprint.TABLE, name) for name in net_agents.PINNED}
         told = {name: nft_read.elements(outside.dump(one)) for name, one in asked.items()}
     except FileNotFoundError:
         known, told = {}, {}
@@ -201,7 +200,7 @@ def _pinned_there(outside: netlink.Socket, agent: str) -> Iterator[Element]:
 def _pinned(agent: str, pinned: Iterable[Any]) -> Iterator[Element]:
     port = link.Port(0, bytes(4), 0, address_of(agent))
     for _, name, key, last, _ in host.entries(port, "", pinned, ()):
-        if name in PINNED:
+        if name in net_agents.PINNED:
             yield name, key, last
 
 

@@ -191,11 +191,19 @@ CONFIG = policy.Config({}, "/fuzz/etc", "/fuzz/var")
 _LIMIT: dict[str, Any] = json.loads((world.COMPILED / "dev.json").read_text())["sections"]
 
 
+BASES = ("agent", "dev", "locked", "web")
+
+
 def toml_of(data: bytes) -> bytes:
+    """1: the file as it is; 2: lines over one of ours; else lines, most often behind a head."""
     if data[:1] == b"\1":
         return data[1:]
-    r = grow.Reader(data)
-    lines = [HEAD.rstrip()] if r.often() else []
+    if data[:1] == b"\2":
+        r = grow.Reader(data[1:])
+        lines = [f'{HEAD}base = "{r.pick(BASES)}"']
+    else:
+        r = grow.Reader(data)
+        lines = [HEAD.rstrip()] if r.often() else []
     while r.more and len(lines) < 30:
         lines.append(r.pick(SECTION_LINES) if r.often() else r.text())
     return "\n".join(lines).encode("utf-8", "surrogatepass")

@@ -60,6 +60,8 @@ def corpus(name: str, seed: int) -> Iterator[bytes]:
     elif name == "policy":
         for path in sorted((world.REPOSITORY / "shim/policies").glob("*.toml")):
             yield b"\1" + path.read_bytes().replace(f'name = "{path.stem}"'.encode(), b'name = "x"')
+        lines = range(len(on_policy.SECTION_LINES))  # each line alone, over each of ours
+        yield from (bytes([2, base, 0, line]) for line in lines for base in range(len(on_policy.BASES)))
 
 
 def examples() -> list[Path]:

@@ -24,7 +24,7 @@ ATHERIS = pytest.mark.skipif(
     reason=f"SKIPPED LOUDLY: no atheris for Python {sys.version.split()[0]}",
 )
 CC = pytest.mark.skipif(shutil.which("cc") is None, reason="SKIPPED LOUDLY: no C compiler")
-RUNS = {"wire": 4000, "argv": 8000, "spec": 3000, "plan": 1000, "policy": 600, "launcher": 8000, "hook": 8000}
+RUNS = {"wire": 4000, "argv": 8000, "spec": 3000, "plan": 1000, "policy": 1200, "launcher": 8000, "hook": 8000}
 
 
 @ATHERIS

@@ -20,10 +20,9 @@ from __future__ import annotations
 
 from _struct import Struct
 
-from hooks import nft, nft_read
-from hooks.fingerprint import TABLE
+from hooks import nft, nft_ask
 from hooks.grants import LAST_PORT, PROTOCOLS, address_of
-from hooks.labels import dotted, host_end, mac
+from hooks.labels import TABLE, dotted, host_end, mac
 from hooks.netlink import NETFILTER
 from hooks.plan import HOST, ONLY_EMPTY, WHOLE, Step
 from shim.errors import Invalid
@@ -75,9 +74,9 @@ def doors(port: Port, published: Iterable[tuple[str, int, int, str]]) -> tuple[S
     for address, outside, inside, protocol in published:
         at, number = _own(address), _protocol(protocol)
         _ports(outside, outside), _ports(inside, inside)
-        served.append((nft_read.INET, "served", DOOR_KEY.pack(here, number, inside), b"", b""))
+        served.append((nft_ask.INET, "served", DOOR_KEY.pack(here, number, inside), b"", b""))
         inner = nft.value(DOOR.pack(here, inside))
-        outer.append((nft_read.INET, "published", DOOR_KEY.pack(at, number, outside), b"", inner))
+        outer.append((nft_ask.INET, "published", DOOR_KEY.pack(at, number, outside), b"", inner))
     every = list(dict.fromkeys((*served, *outer)))  # one key twice would refuse itself
     return (_step(ONLY_EMPTY | WHOLE, every, f"{dotted(here)}: {len(every)} elements of doors"),) if every else ()
 
@@ -97,9 +96,9 @@ def entries(
     """The elements of one container, but for its doors."""
     here = port.address
     every: list[Entry] = [
-        (nft_read.BRIDGE, "ports", PORT_KEY.pack(host_end(here).encode(), mac(here), here), b"", b""),
-        (nft_read.INET, "policies_out", here, b"", nft.chain(f"out_{tag}")),
-        (nft_read.INET, "policies_in", here, b"", nft.chain(f"in_{tag}")),
+        (nft_ask.BRIDGE, "ports", PORT_KEY.pack(host_end(here).encode(), mac(here), here), b"", b""),
+        (nft_ask.INET, "policies_out", here, b"", nft.chain(f"out_{tag}")),
+        (nft_ask.INET, "policies_in", here, b"", nft.chain(f"in_{tag}")),
     ]
     for (number, far), ports in _merged(pinned).items():
         every += [_ranged("pinned", *(FLOW_KEY.pack(here, number, far, one) for one in ends)) for ends in ports]
@@ -121,7 +120,7 @@ def _merged(grants: Iterable[tuple[str, str, int, int]]) -> dict[tuple[int, byte
 def _ranged(name: str, first: bytes, last: bytes) -> Entry:
     """One port is in a hash; a range in a set of ranges, of which the kernel makes a copy for each change."""
     one = first == last
-    return nft_read.INET, name if one else f"{name}_wide", first, b"" if one else last, b""
+    return nft_ask.INET, name if one else f"{name}_wide", first, b"" if one else last, b""
 
 
 def flow_key(agent: bytes, protocol: str, far: bytes, port: int) -> bytes:
@@ -156,9 +155,9 @@ def address_in(name: str, key: bytes, data: bytes) -> bytes:
 
 
 ELEMENTS = (
-    (nft_read.BRIDGE, "ports"),
-    *((nft_read.INET, name) for name in ("policies_out", "policies_in", "leased", "pinned", "pinned_wide")),
-    *((nft_read.INET, name) for name in ("services", "services_wide", "published", "served")),
+    (nft_ask.BRIDGE, "ports"),
+    *((nft_ask.INET, name) for name in ("policies_out", "policies_in", "leased", "pinned", "pinned_wide")),
+    *((nft_ask.INET, name) for name in ("services", "services_wide", "published", "served")),
 )
 
 

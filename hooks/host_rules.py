@@ -7,10 +7,9 @@ what they are for, and has the elements that containers add. Loaded when a bridg
 from __future__ import annotations
 
 from hooks.chains import HARD4
-from hooks.fingerprint import TABLE
 from hooks.grants import KEY4, PROTOCOLS, outbound
 from hooks.host import MARK
-from hooks.labels import dotted
+from hooks.labels import TABLE, dotted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

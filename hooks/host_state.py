@@ -24,8 +24,9 @@ from __future__ import annotations
 import fcntl
 import posix
 import sys
+from _blake2 import blake2b
 
-from hooks import fingerprint, labels, nft_read
+from hooks import fingerprint, labels, nft_ask
 from shim import hostpaths, wire
 from shim.errors import HostError, ShimError, reason
 
@@ -43,7 +44,7 @@ LOOK = 2  # addresses that one start looks at: bounds what it pays for others
 LOCK, RULES, BRIDGE, ADDRESSES, LEASED = ".lock", ".rules", "bridge.json", "addresses", ".leased"
 RESOLVER, PLAN = "resolver", "plan"
 MOST_BYTES = 1 << 21  # of a template: a plan, and its places
-DOCKER_USER = nft_read.chain_named(nft_read.IP, "filter", "DOCKER-USER")  # iptables-nft's
+DOCKER_USER = nft_ask.chain_named(nft_ask.IP, "filter", "DOCKER-USER")  # iptables-nft's
 LEGACY = "/proc/net/ip_tables_names"  # the tables of iptables-legacy in the reader's own network namespace
 IFREQ, GET_FLAGS, UP = 40, 0x8913, 1  # netdevice(7)
 
@@ -70,7 +71,7 @@ def ready(directory: str, profile: str, digest: str, kernel: Socket) -> Bridge |
         return None
     if not carries(kernel, found["bridge"]) or docker(kernel) != found.get("docker"):
         return None
-    return found if fingerprint.intact(kernel.dump, kept) else None
+    return found if fingerprint.intact(kernel, kept) else None
 
 
 def carries(kernel: Socket, name: str) -> bool:
@@ -86,11 +87,11 @@ def carries(kernel: Socket, name: str) -> bool:
 
 def docker(kernel: Socket) -> str:
     """What is seen of the chain in which Docker's rules leave our bridges to us (shim/cold/network/net_others):
-    another text where Docker has begun to drop, or somebody has flushed the chain, or its number of rules is another.
-    Of iptables-legacy only which tables it has.
+    another text where Docker has begun to drop, or somebody has flushed the chain, or its number of rules is another
+    (the kernel tells it, with the chain's handle). Of iptables-legacy only which tables it has.
     """
     try:
-        chain = "{} {}".format(*nft_read.chain_state(kernel.get(DOCKER_USER)))
+        chain = blake2b(kernel.get(DOCKER_USER)[nft_ask.HEAD :], digest_size=10).hexdigest()
     except FileNotFoundError:
         chain = ""
     try:
@@ -117,11 +118,11 @@ def rules(directory: str) -> tuple[bytes, str, list[str]]:
         return b"", "", []
 
 
-def take(directory: str, profile: str, owner: str) -> bytes:
+def take(directory: str, profile: str, owner: str, told: Bridge | None = None) -> bytes:
     """An address on the bridge of a profile, of `owner`'s from now on: the name of its record (state.RECORD), without
-    the suffix. HostError where none is free. `bridge` is there.
+    the suffix. HostError where none is free. `told`: what `bridge` says, where the caller has asked.
     """
-    told = bridge(directory, profile)
+    told = told or bridge(directory, profile)
     place = f"{directory}/{profile}/{ADDRESSES}"
     if told is None:
         raise HostError("network", profile, "an address", "a bridge", f"agentshim net up {profile}")

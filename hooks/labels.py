@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from shim.errors import Invalid
 
+TABLE = "agentshim"  # of ours in the host's families, and in a container's network namespace
 _NUMBERS = 0x20000000  # of host ends: far from those that the kernel counts up to
 _INSIDE = b"\x02\xa5"  # of hardware addresses: locally administered
 TAG = 12  # characters of a digest

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 from _struct import Struct
 
+from hooks.attributes import attribute, nested, text
 from hooks.labels import host_end, mac, number
-from hooks.netlink import ACK, CREATE, EXCL, ROUTE, attribute, message, nested, text
+from hooks.netlink import ACK, CREATE, EXCL, ROUTE, message
 from hooks.plan import CONTAINER, HOST, KEEP, NETNS, ONLY_EMPTY, Step
 from shim.lattice import Value
 
@@ -37,6 +38,7 @@ UP = 1
 
 # if_link.h
 HARDWARE, NAME, LINK, MASTER, LINKINFO, AF_SPEC, NET_NS_FD = 1, 3, 5, 10, 18, 26, 28
+SEND_QUEUES, RECEIVE_QUEUES = 31, 32
 KIND, DATA, SLAVE_KIND, SLAVE_DATA = 1, 2, 4, 5
 VETH_PEER = 1
 MACVLAN_MODE, PRIVATE = 1, 1
@@ -63,6 +65,8 @@ _NEIGHBOUR = Struct("=BxxxiHBB")  # family, number, state, flags, type
 _ADDRESS = Struct("=BBBBI")  # family, prefix, flags, scope, number
 _ROUTE = Struct("=8BI")  # family, prefix, source's, tos, table, protocol, scope, type, flags
 _U32 = Struct("=I")
+# A pair gets one queue for each processor otherwise, with an entry in /sys for each; it sends without a queue anyhow.
+_QUEUES = attribute(SEND_QUEUES, _U32.pack(1)) + attribute(RECEIVE_QUEUES, _U32.pack(1))
 
 
 class Port(Value):
@@ -122,13 +126,15 @@ def _pair(port: Port) -> bytes:
         _LINK.pack(0, 0, ETH, 0, 0)
         + text(NAME, INSIDE)
         + attribute(HARDWARE, mac(port.address))
-        + attribute(NET_NS_FD, _U32.pack(NETNS)),
+        + attribute(NET_NS_FD, _U32.pack(NETNS))
+        + _QUEUES,
     )
     body = (
         _LINK.pack(0, 0, number(port.address), 0, 0)
         + text(NAME, host_end(port.address))
         + attribute(HARDWARE, _OUTSIDE + port.address)
         + attribute(MASTER, _U32.pack(port.bridge))
+        + _QUEUES
         + nested(LINKINFO, text(KIND, "veth"), nested(DATA, peer))
     )
     return message(NEWLINK, ACK | CREATE | EXCL, body)

@@ -10,8 +10,9 @@ Registers: 1 is one of 16 bytes, 9 to 14 are the words of 4 bytes behind its fir
 
 from __future__ import annotations
 
-from hooks.netlink import ACK, APPEND, CREATE, EXCL, attribute, message, nested, text, u32, u64
-from hooks.nft_read import ARP, BRIDGE, INET, NFNETLINK, SUBSYSTEM
+from hooks.attributes import attribute, nested, text, u32, u64
+from hooks.netlink import ACK, APPEND, CREATE, EXCL, message
+from hooks.nft_ask import ARP, BRIDGE, INET, SUBSYSTEM, head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ EQUAL, UNEQUAL, LEAST, MOST = 0, 1, 5, 3
 
 PER_MESSAGE = 500  # elements: a list is one attribute of at most 64 KiB, and an element is up to 76 bytes
 
-_FAMILIES = {family: NFNETLINK.pack(family, 0, 0) for family in (INET, ARP, BRIDGE)}
+_FAMILIES = {family: head(family) for family in (INET, ARP, BRIDGE)}
 _INET = _FAMILIES[INET]
-_BATCH = NFNETLINK.pack(0, 0, 10)
+_BATCH = head(0, SUBSYSTEM >> 8)
 
 
 # Messages
@@ -63,8 +64,8 @@ def mixed(every: Iterable[tuple[int, Message]]) -> bytes:
     last = len(whole)
     parts = [message(BEGIN, 0, _BATCH)]
     for place, (family, (kind, flags, payload)) in enumerate(whole, 1):
-        head = _FAMILIES[family]
-        parts.append(message(SUBSYSTEM | kind, flags | ACK if place == last else flags, head + payload, place))
+        body = _FAMILIES[family] + payload
+        parts.append(message(SUBSYSTEM | kind, flags | ACK if place == last else flags, body, place))
     parts.append(message(END, 0, _BATCH, last + 1))
     return b"".join(parts)
 

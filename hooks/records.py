@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import posix
 
-from hooks import nft, nft_read
+from hooks import nft, nft_ask, nft_read
 from hooks.chains import HARD4, HARD6
 from hooks.grants import KEY6, KEYS, LAST_PORT, NAMES, PROTOCOLS, address_of
 from hooks.host import flow_key
@@ -170,7 +170,7 @@ def _both(kernel: Socket, name: str, namespace: str) -> list[nft_read.Element]:
     found: list[nft_read.Element] = []
     for suffix in ("", "6"):
         try:
-            found += nft_read.elements(kernel.dump(nft_read.list_elements(TABLE, name + suffix)))
+            found += nft_read.elements(kernel.dump(nft_ask.list_elements(TABLE, name + suffix)))
         except FileNotFoundError as error:
             if not suffix:
                 raise _absent(namespace, name) from error

@@ -100,9 +100,10 @@ def claim(
 
 def load(root: str, container: str) -> dict[str, Any] | None:
     """The record of a container, None if there is none or it is of another version."""
-    if not hostpaths.exists(DIRECTORY):
+    name = name_of(root, container)
+    if not hostpaths.exists(f"{DIRECTORY}/{name}{RECORD}"):
         return None
-    return _load(_directory(), name_of(root, container))
+    return _load(_directory(), name)
 
 
 def asked(root: str, container: str) -> bytes:

@@ -45,6 +45,7 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, con
     if "macvlan" in section:
         there = section["macvlan"]
         directory, name, own = LANS, "on_lan", section
+        bridge = None
         at = (_parent(chosen.name, there), there["gateway"], there["prefix"], six)
     else:
         section["publish"] = _picked(section.get("publish", []), spec)
@@ -56,7 +57,7 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, con
         section["outbound"], section["at_host"] = [*section["outbound"], *services], [*section["at_host"], *services]
         directory, name, own = host_state.DIRECTORY, "address", _inside(section)
         at = (bridge["index"], gateway, bridge["prefix"], six)
-    address = host_state.take(directory, chosen.name, state.name_of(root, container))
+    address = host_state.take(directory, chosen.name, state.name_of(root, container), bridge)
     file = host_state.place_of(directory, chosen.name, address)
     try:
         made = _plan(directory, chosen, own, at, address)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hooks import fingerprint, host, link, netlink, nft, plan, records
+from hooks import host, labels, link, netlink, nft, plan, records
 from hooks.labels import host_end, mac
 from hooks.link import Port
 from hooks.plan import Step
@@ -149,7 +149,7 @@ class HostLab(Lab):
 
     def lease(self, agent: str, protocol: str, far: str, port: int, milliseconds: int) -> None:
         key = host.flow_key(packed(agent), protocol, packed(far), port)
-        self.ask(nft.batch([nft.lease(fingerprint.TABLE, "leased", key, milliseconds)]))
+        self.ask(nft.batch([nft.lease(labels.TABLE, "leased", key, milliseconds)]))
 
     def on_host(self, *words: str, text: str | None = None) -> str:
         command = ["nsenter", f"--net=/run/netns/{self.h}", *words]

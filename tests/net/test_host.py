@@ -612,12 +612,12 @@ def test_icmp_only_if_granted_and_errors_come_back(lab: HostLab) -> None:
 def test_rules_that_were_flushed_or_changed_are_found(lab: HostLab) -> None:
     step = lab.agent(A, published=PUBLISHED, services=[("tcp", GATEWAY, 1, 2)], pinned=[("udp", FAR, 1, 1)])
     with records.opened(f"/run/netns/{lab.h}") as kernel:
-        kept = fingerprint.taken(kernel.dump)
+        kept = fingerprint.taken(kernel)
         lab.ask(step.undo)
         lab.ask(step.do)
         lab.lease(A, "tcp", FAR, 1, 60_000)
         lab.on_host("nft", "add", "table", "inet", "other")
-        assert fingerprint.intact(kernel.dump, kept)  # containers that come and go change no rule
+        assert fingerprint.intact(kernel, kept)  # containers that come and go change no rule
         changes = [
             "flush chain inet agentshim forward",
             "flush chain bridge agentshim prerouting",
@@ -629,17 +629,17 @@ def test_rules_that_were_flushed_or_changed_are_found(lab: HostLab) -> None:
         whole = host_rules.tables()
         for change in changes:
             lab.on_host("nft", "-f", "-", text=whole)
-            kept = fingerprint.taken(kernel.dump)
-            assert fingerprint.intact(kernel.dump, kept)
+            kept = fingerprint.taken(kernel)
+            assert fingerprint.intact(kernel, kept)
             lab.on_host("nft", *change.split())
-            assert not fingerprint.intact(kernel.dump, kept), change
+            assert not fingerprint.intact(kernel, kept), change
 
 
 def test_a_dormant_table_is_found(lab: HostLab) -> None:
     with records.opened(f"/run/netns/{lab.h}") as kernel:
-        kept = fingerprint.taken(kernel.dump)
+        kept = fingerprint.taken(kernel)
         lab.on_host("nft", "-f", "-", text="add table inet agentshim { flags dormant; }\n")
-        assert not fingerprint.intact(kernel.dump, kept)
+        assert not fingerprint.intact(kernel, kept)
 
 
 def test_a_tcp_stream_survives_a_repair_and_elements_stay(lab: HostLab) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks import fingerprint, grants, host, host_rules, labels, link, nft, nft_read, plan, records
+from hooks import fingerprint, grants, host, host_rules, labels, link, nft, nft_ask, nft_read, plan, records
 from hooks.netlink import Socket
 from tests.net.lab import Lab
 
@@ -90,7 +90,7 @@ def test_loading_twice_changes_nothing_and_keeps_elements(lab: Lab) -> None:
     load(lab)
     for step in come():
         ask(lab, step.do)
-    lease = nft.lease(fingerprint.TABLE, "leased", host.flow_key(PORT.address, "tcp", bytes(4), 1), 60_000)
+    lease = nft.lease(labels.TABLE, "leased", host.flow_key(PORT.address, "tcp", bytes(4), 1), 60_000)
     ask(lab, nft.batch([lease]))
     before = listed(lab)
     load(lab)
@@ -103,7 +103,7 @@ def test_a_policys_text_holds_what_grants_says(lab: Lab) -> None:
         found = {
             (key, last)
             for name in (f"hosts_{TAG}", f"nets_{TAG}")
-            for key, last in nft_read.entries(kernel.dump(nft_read.list_elements(fingerprint.TABLE, name)))
+            for key, last in nft_read.entries(kernel.dump(nft_ask.list_elements(labels.TABLE, name)))
         }
     keys, six = grants.outbound(SECTION)
     assert found == {(first, last if first != last else b"") for first, last in keys} and six
@@ -118,12 +118,12 @@ def test_what_is_read_back_says_whose_it_is(lab: Lab) -> None:
     found: dict[tuple[int, str, bytes, bytes], bytes] = {}
     with records.opened(lab.path) as kernel:
         for family, name in host.ELEMENTS:
-            told = nft_read.entries(kernel.dump(nft_read.list_elements(fingerprint.TABLE, name, family)))
+            told = nft_read.entries(kernel.dump(nft_ask.list_elements(labels.TABLE, name, family)))
             found.update({(family, name, *key): data for key, data in told.items()})
     mine = {key for key, data in found.items() if host.address_in(key[1], key[2], data) == PORT.address}
     doors = {one[:4] for one in mine if one[1] in ("served", "published")}
     assert doors and mine - doors == {one[:4] for one in every} and len(found) == len(mine) + 3
-    assert found[nft_read.INET, "policies_out", PORT.address, b""] == f"out_{TAG}".encode()
+    assert found[nft_ask.INET, "policies_out", PORT.address, b""] == f"out_{TAG}".encode()
     ask(lab, nft.mixed(host.drop(mine)))
     filled = sum("'elem': [" in one or '"elem": [' in one for one in listed(lab))
     assert filled == 3 + 2  # the other agent's, and the policy's
@@ -190,7 +190,7 @@ def test_ten_thousand_grants_load(lab: Lab) -> None:
     section: dict[str, Any] = {"outbound": [["tcp", f"198.51.{n >> 8}.{n & 255}", 443, 443] for n in range(10_000)]}
     lab.nft("-f", "-", text=host_rules.tables() + host_rules.policy(TAG, section))
     with records.opened(lab.path) as kernel:
-        assert len(nft_read.entries(kernel.dump(nft_read.list_elements(fingerprint.TABLE, f"hosts_{TAG}")))) == 10_000
+        assert len(nft_read.entries(kernel.dump(nft_ask.list_elements(labels.TABLE, f"hosts_{TAG}")))) == 10_000
 
 
 def test_a_fingerprint_is_a_question_of_less_than_a_start(lab: Lab) -> None:
@@ -198,7 +198,7 @@ def test_a_fingerprint_is_a_question_of_less_than_a_start(lab: Lab) -> None:
     load(lab)
 
     def read(kernel: Socket) -> bytes:
-        return fingerprint.taken(kernel.dump)
+        return fingerprint.taken(kernel)
 
     with records.opened(lab.path) as kernel:
         one = read(kernel)
@@ -227,6 +227,6 @@ def test_no_two_elements_are_of_one_packet(asked: list[tuple[str, str, int, int]
             for port in range(first, end + 1):
                 place = (grants.NAMES[number], labels.dotted(far), port)
                 seen[place] = seen.get(place, 0) + 1
-            assert (name == "pinned_wide") == bool(last) and family == nft_read.INET
+            assert (name == "pinned_wide") == bool(last) and family == nft_ask.INET
     assert set(seen.values()) <= {1}
     assert set(seen) == {(proto, far, port) for proto, far, low, high in asked for port in range(low, high + 1)}

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooks import host, host_state, labels, link, lock, netlink, nft, plan
+from hooks.attributes import attributes
 from hooks.link import Port
 from hooks.plan import CONTAINER, HOST, KEEP, NETNS, ONLY_EMPTY, Step
 from shim.cold.network import net_down
@@ -314,7 +315,7 @@ def test_without_ipv6_in_the_kernel_nothing_is_said_of_it(ground: Ground, make: 
 def attributes_of(step: Step) -> list[int]:
     """Kinds of the attributes of messages about links."""
     told = [payload[16:] for kind, _, _, payload in netlink.messages(step.do) if kind == link.NEWLINK]
-    return [kind for one in told for kind, _ in netlink.attributes(one)]
+    return [kind for one in told for kind, _ in attributes(one)]
 
 
 def test_locked_ports_where_the_kernel_has_them(made: Ground) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from hooks import fingerprint, host, host_state, link, netlink, nft
+from hooks import host, host_state, labels, link, netlink, nft
 from shim import policy
 from shim.cold.network import bridges, net_agents, net_down, net_others, net_up, network_of_host, resolver
 from shim.cold.policy import policies
@@ -604,7 +604,7 @@ def test_gc_takes_what_has_no_owner_and_nothing_else(lab: Bare, place: str) -> N
 def lease(address: bytes) -> None:
     with netlink.Socket(netlink.NETFILTER) as kernel:
         key = host.flow_key(address, "tcp", bytes(4), 1)
-        kernel.ask(nft.batch([nft.lease(fingerprint.TABLE, "leased", key, 60_000)]), 1)
+        kernel.ask(nft.batch([nft.lease(labels.TABLE, "leased", key, 60_000)]), 1)
 
 
 def test_an_address_on_its_way_is_not_collected(lab: Bare, place: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks import chains, grants, lock, netlink, nft, plan, records
+from hooks import attributes, chains, grants, lock, netlink, nft, plan, records
 from hooks.plan import Step
 from shim.errors import Invalid, Refused
 
@@ -25,14 +25,14 @@ ROOT = Path(__file__).parents[2]
 
 @given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=30))))
 def test_attributes_read_back(every: list[tuple[int, bytes]]) -> None:
-    data = b"".join(netlink.attribute(kind, payload) for kind, payload in every)
+    data = b"".join(attributes.attribute(kind, payload) for kind, payload in every)
     assert len(data) % 4 == 0
-    assert list(netlink.attributes(data)) == every
+    assert list(attributes.attributes(data)) == every
 
 
 @given(st.binary(max_size=60))
 def test_malformed_messages_are_a_value_error_and_end(data: bytes) -> None:
-    for read in (netlink.messages, netlink.attributes):
+    for read in (netlink.messages, attributes.attributes):
         try:
             list(read(data))
         except ValueError:

@@ -11,8 +11,8 @@ import pytest
 
 from hooks import chains, host_rules, nft
 from hooks import host as elements_of
+from hooks.attributes import nested, text, u32
 from hooks.link import Port
-from hooks.netlink import nested, text, u32
 from tests.net.hostlab import DOCKER, ELSEWHERE, FAR, GATEWAY, HOST_LAN, METADATA, NEIGHBOUR, A, B, HostLab
 from tests.net.lab import CONTAINER4, CONTAINER6, FAR4, FAR6, Lab
 

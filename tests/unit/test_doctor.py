@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from hooks import netlink, nft_read
+from hooks import netlink, nft_ask
 from shim import kernel as facts
 from shim import policy
 from shim.cold import doctor
@@ -379,7 +379,7 @@ def test_a_probe_leaves_nothing_behind() -> None:
     probes.read_filter()
     assert sorted(os.listdir("/proc/self/fd")) == before
     with netlink.Socket(netlink.NETFILTER) as host, pytest.raises(OSError, match="No such file"):
-        host.dump(nft_read.list_elements("agentshim", "inbound"))
+        host.dump(nft_ask.list_elements("agentshim", "inbound"))
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hooks import host, host_rules, labels, link, netlink, nft, nft_read, plan
+from hooks import host, host_rules, labels, link, netlink, nft, nft_ask, nft_read, plan
 from shim.errors import Invalid
 
 PORT = link.Port(7, bytes((10, 207, 0, 1)), 22, bytes((10, 207, 0, 5)))
@@ -17,13 +17,13 @@ def heads(data: bytes) -> list[tuple[int, int, int]]:
 
 def test_one_family_is_as_before() -> None:
     every = [nft.new_table("t"), nft.release("t", "s", b"1234")]
-    assert nft.batch(every) == nft.mixed((nft_read.INET, one) for one in every)
-    assert [family for _, _, family in heads(nft.batch(every))] == [0, nft_read.INET, nft_read.INET, 0]
+    assert nft.batch(every) == nft.mixed((nft_ask.INET, one) for one in every)
+    assert [family for _, _, family in heads(nft.batch(every))] == [0, nft_ask.INET, nft_ask.INET, 0]
 
 
 def test_each_message_has_its_family_and_the_last_one_answers() -> None:
-    told = heads(nft.mixed([(nft_read.BRIDGE, nft.entry("t", "s", b"1")), (nft_read.INET, nft.entry("t", "s", b"1"))]))
-    assert [family for _, _, family in told] == [0, nft_read.BRIDGE, nft_read.INET, 0]
+    told = heads(nft.mixed([(nft_ask.BRIDGE, nft.entry("t", "s", b"1")), (nft_ask.INET, nft.entry("t", "s", b"1"))]))
+    assert [family for _, _, family in told] == [0, nft_ask.BRIDGE, nft_ask.INET, 0]
     assert [bool(flags & netlink.ACK) for _, flags, _ in told] == [False, False, True, False]
 
 

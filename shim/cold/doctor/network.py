@@ -73,7 +73,7 @@ def rules(host: Host) -> bool | None:
     if not kept:
         return None
     with netlink.Socket(netlink.NETFILTER) as kernel:
-        return bool(fingerprint.intact(kernel.dump, kept))
+        return bool(fingerprint.intact(kernel, kept))
 
 
 def cut_off(host: Host) -> list[str]:

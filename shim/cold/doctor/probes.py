@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from hooks import lock, netlink, nft, nft_read
+from hooks import attributes, lock, netlink, nft, nft_ask
 
 NEW_NS, NEW_CGROUP, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (
     0x00020000,
@@ -182,13 +182,13 @@ def inet_lock() -> None:
 def bridge_table() -> None:
     """A table of the family bridge, with a base chain."""
     head = bytes((BRIDGE, 0, 0, 0))
-    name = netlink.text(1, "agentshim-doctor")
-    hook = netlink.nested(4, netlink.u32(1, nft.FORWARD), netlink.u32(2, 0))
-    chain = name + netlink.text(3, "forward") + hook + netlink.text(7, "filter")
+    name = attributes.text(1, "agentshim-doctor")
+    hook = attributes.nested(4, attributes.u32(1, nft.FORWARD), attributes.u32(2, 0))
+    chain = name + attributes.text(3, "forward") + hook + attributes.text(7, "filter")
     limits = bytes((0, 0, 0, 10))  # of the batch: the subsystem's number
     data = netlink.message(nft.BEGIN, 0, limits)
-    data += netlink.message(nft_read.SUBSYSTEM | nft.NEWTABLE, netlink.CREATE, head + name + netlink.u32(2, 0), 1)
-    data += netlink.message(nft_read.SUBSYSTEM | nft.NEWCHAIN, netlink.CREATE | netlink.ACK, head + chain, 2)
+    data += netlink.message(nft_ask.SUBSYSTEM | nft.NEWTABLE, netlink.CREATE, head + name + attributes.u32(2, 0), 1)
+    data += netlink.message(nft_ask.SUBSYSTEM | nft.NEWCHAIN, netlink.CREATE | netlink.ACK, head + chain, 2)
     data += netlink.message(nft.END, 0, limits, 3)
     with netlink.Socket(netlink.NETFILTER) as kernel:
         kernel.ask(data, 1)

@@ -10,7 +10,8 @@ from _struct import Struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hooks.netlink import ACK, CREATE, DUMP, EXCL, Socket, attribute, attributes, message, nested, string, text
+from hooks.attributes import attribute, attributes, nested, string, text
+from hooks.netlink import ACK, CREATE, DUMP, EXCL, Socket, message
 
 NEWLINK, DELLINK, GETLINK, NEWADDR, GETADDR, GETROUTE = 16, 17, 18, 20, 22, 26
 NEWQDISC, NEWTFILTER = 36, 44

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from hooks import fingerprint, host_rules, host_state, labels, netlink, nft_read, records
+from hooks import host_rules, host_state, labels, netlink, nft_ask, nft_read, records
 from hooks.grants import address_of
 from shim import kernel, policy, state
 from shim.audit import now
@@ -169,7 +169,7 @@ def _learned(record: dict[str, Any], protocol: str, port: int) -> set[str]:
         for number, (kind, low, high) in enumerate(host_rules.groups(record["network"].get("learned", ()))):
             if kind == protocol and low <= port <= high:
                 with suppress(FileNotFoundError):
-                    asked = nft_read.list_elements(fingerprint.TABLE, host_rules.learned_set(tag, number))
+                    asked = nft_ask.list_elements(labels.TABLE, host_rules.learned_set(tag, number))
                     found |= {labels.dotted(one[0]) for one in nft_read.elements(kernels.dump(asked))}
     return found
 

@@ -18,8 +18,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hooks import fingerprint, host, host_state, labels, link, netlink, nft, nft_read, plan
+from hooks import host, host_state, labels, link, netlink, nft, nft_ask, nft_read, plan
 from hooks import records as sets
+from hooks.attributes import attributes, string
 from hooks.grants import address_of
 from shim import state as records
 from shim.bundle import Directory
@@ -91,7 +92,7 @@ def elements(kernel: netlink.Socket, subnet: ipaddress.IPv4Network | None = None
     found = []
     for family, name in host.ELEMENTS:
         try:
-            told = nft_read.entries(kernel.dump(nft_read.list_elements(fingerprint.TABLE, name, family)))
+            told = nft_read.entries(kernel.dump(nft_ask.list_elements(labels.TABLE, name, family)))
         except FileNotFoundError:
             continue  # no table
         for (key, last), data in told.items():
@@ -142,16 +143,16 @@ def wanted(one: Agent) -> dict[Element, Entry]:
     for family, name, first, last, _ in host.entries(port, "", one.record["network"]["pinned"], ()):
         key = (family, name, first, last)
         if name in PINNED and key in taken_back:
-            out[key] = Entry(b"", nft.entry(fingerprint.TABLE, name, first, last))
+            out[key] = Entry(b"", nft.entry(labels.TABLE, name, first, last))
     return out
 
 
 def _in(batch: bytes) -> Iterator[tuple[Element, Entry]]:
     """The elements that a batch adds or ends."""
     for kind, flags, _, payload in netlink.messages(batch):
-        if kind >> 8 << 8 == nft_read.SUBSYSTEM:
-            body = payload[nft_read.NFNETLINK.size :]
-            name = netlink.string(dict(netlink.attributes(body))[2])
+        if kind >> 8 << 8 == nft_ask.SUBSYSTEM:
+            body = payload[nft_ask.HEAD :]
+            name = string(dict(attributes(body))[2])
             message = (kind & 0xFF, flags & ~(netlink.REQUEST | netlink.ACK), body)
             for (key, last), data in nft_read.entries([payload]).items():
                 yield (payload[0], name, key, last), Entry(data, message)
@@ -232,7 +233,7 @@ def _leases_lost(one: Agent, there: dict[Element, bytes]) -> Iterator[str]:
             far = address_of(address)
             if len(far) != 4:
                 continue  # shut on the host
-            key = (nft_read.INET, "leased", host.flow_key(one.address, protocol, far, port), b"")
+            key = (nft_ask.INET, "leased", host.flow_key(one.address, protocol, far, port), b"")
             if key not in there:
                 peer = f"{protocol}:{address}:{port}"
                 yield f"the lease of {peer} is lost: grant it anew"

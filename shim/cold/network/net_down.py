@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from hooks import fingerprint, host, host_rules, host_state, labels, nft, nft_read
+from hooks import fingerprint, host, host_rules, host_state, labels, nft, nft_ask, nft_read
 from shim import state as records
 from shim.cold.network import bridges, net_agents, net_others, net_up, resolver
 from shim.cold.network.net_agents import Element, alive, elements, hold, owners
@@ -132,7 +132,7 @@ def _unloaded(here: Host, mark: int) -> int:
 
 def _loaded(here: Host) -> set[str]:
     """The tags of the policies in the kernel."""
-    told = nft_read.bodies(here.netfilter.dump(nft_read.list_rules(fingerprint.TABLE, nft_read.INET)))
+    told = nft_read.bodies(here.netfilter.dump(nft_ask.list_rules(labels.TABLE, nft_ask.INET)))
     chains = {nft_read.chain_of(body) for _, body in told}
     return {name[4:] for name in chains if name.startswith("out_")}
 
@@ -185,11 +185,11 @@ def _all_ended(here: Host) -> list[str]:
     here.look()
     if left := sorted(one.name for one in here.links.values() if net_up.is_ours(one)):
         return [f"{', '.join(left)} stay, and the rules with them: agentshim net down PROFILE"]
-    every = [f"{one} {fingerprint.TABLE}" for one in ("inet", "arp", "bridge")]
+    every = [f"{one} {labels.TABLE}" for one in ("inet", "arp", "bridge")]
     net_others.nft("".join(f"add table {one}\ndelete table {one}\n" for one in every))
     net_others.unaccept()
     Path(here.directory, host_state.RULES).unlink(missing_ok=True)
-    return [f"tables {fingerprint.TABLE}: gone; net.ipv4.ip_forward stays as it is"]
+    return [f"tables {labels.TABLE}: gone; net.ipv4.ip_forward stays as it is"]
 
 
 def shown(directory: str = host_state.DIRECTORY, living: Callable[[], set[str]] = alive) -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ def shown(directory: str = host_state.DIRECTORY, living: Callable[[], set[str]] 
         return []
     with Host(directory) as here:
         kept, _, tags = host_state.rules(directory)
-        whole = fingerprint.intact(here.netfilter.dump, kept)
+        whole = fingerprint.intact(here.netfilter, kept)
         accepted = not any(net_others.docker_user().values())
         cut = net_agents.cut_off(directory, here.netfilter)
         return [

@@ -18,7 +18,20 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
-from hooks import fingerprint, grants, host, host_state, labels, link, lock, netlink, nft, nft_read, plan, records
+from hooks import (
+    grants,
+    host,
+    host_state,
+    labels,
+    link,
+    lock,
+    netlink,
+    nft,
+    nft_ask,
+    nft_read,
+    plan,
+    records,
+)
 from hooks.grants import address_of
 from shim import docker, hostpaths, kernel, names, policy, state, wire
 from shim.bundle import Directory
@@ -158,7 +171,7 @@ def _elements(inside: netlink.Socket, place: str) -> Iterator[Element]:
     """What the lock inside grants; HostError where there is none."""
     for name in (*SETS, *(f"{one}6" for one in SETS)):
         try:
-            told = nft_read.elements(inside.dump(nft_read.list_elements(lock.TABLE, name)))
+            told = nft_read.elements(inside.dump(nft_ask.list_elements(lock.TABLE, name)))
         except FileNotFoundError as error:
             if name.endswith("6"):
                 continue
@@ -168,7 +181,7 @@ def _elements(inside: netlink.Socket, place: str) -> Iterator[Element]:
 
 def _has_six(inside: netlink.Socket) -> bool:
     try:
-        inside.dump(nft_read.list_elements(lock.TABLE, f"{SETS[0]}6"))
+        inside.dump(nft_ask.list_elements(lock.TABLE, f"{SETS[0]}6"))
     except FileNotFoundError:
         return False
     return True
@@ -185,8 +198,8 @@ def _pinned_there(outside: netlink.Socket, agent: str) -> Iterator[Element]:
     """What the host's lock has of it; HostError where it does not know the container."""
     here = address_of(agent)
     try:
-        known = nft_read.entries(outside.dump(nft_read.list_elements(fingerprint.TABLE, "policies_out")))
-        asked = {name: nft_read.list_elements(fingerprint.TABLE, name) for name in net_agents.PINNED}
+        known = nft_read.entries(outside.dump(nft_ask.list_elements(labels.TABLE, "policies_out")))
+        asked = {name: nft_ask.list_elements(labels.TABLE, name) for name in net_agents.PINNED}
         told = {name: nft_read.elements(outside.dump(one)) for name, one in asked.items()}
     except FileNotFoundError:
         known, told = {}, {}
@@ -264,7 +277,7 @@ def _tell_plan(record: Record, directory: str, pinned: set[Element], held: int) 
         raise HostError("network", record["policy"], "no bridge", "that of the container", "agentshim net up")
     port = link.Port(0, address_of(bridge["gateway"]), 0, address_of(section["address"]))
     fixed = host.entries(port, labels.tag(record["digest"]), (), section["at_host"])
-    every = [one[:4] for one in fixed] + [(nft_read.INET, *one) for one in sorted(pinned)]
+    every = [one[:4] for one in fixed] + [(nft_ask.INET, *one) for one in sorted(pinned)]
     undo = nft.mixed(host.drop(every))
     kept, name = Directory(state.DIRECTORY), state.name_of(record["root"], record["id"]) + state.LOCK
     try:

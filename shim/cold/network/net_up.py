@@ -229,11 +229,11 @@ def load_rules(here: Host, mark: int = host.MARK, told: Callable[[str], None] = 
     text, tags = _rules(here, mark)
     digest = _digest(text)
     kept, was, _ = host_state.rules(here.directory)
-    if was == digest and fingerprint.intact(here.netfilter.dump, kept):
+    if was == digest and fingerprint.intact(here.netfilter, kept):
         return net_agents.restore(here.directory, here.netfilter, told)
     Path(here.directory, host_state.RULES).unlink(missing_ok=True)  # rules that are right again look as before
     net_others.nft(text)
-    now = fingerprint.taken(here.netfilter.dump)
+    now = fingerprint.taken(here.netfilter)
     for profile in here.profiles():
         resolver.forget(here.directory, profile)
     net_agents.restore(here.directory, here.netfilter, told)
@@ -243,7 +243,7 @@ def load_rules(here: Host, mark: int = host.MARK, told: Callable[[str], None] = 
 def kept_again(here: Host, mark: int = host.MARK) -> None:
     """The rules that are in the kernel now are the right ones: some policies' have gone."""
     text, tags = _rules(here, mark)
-    _keep(here, fingerprint.taken(here.netfilter.dump), _digest(text), tags)
+    _keep(here, fingerprint.taken(here.netfilter), _digest(text), tags)
 
 
 def _rules(here: Host, mark: int) -> tuple[str, list[str]]:

@@ -89,7 +89,8 @@ def expand(section: Any, reasoned: set[str], pool: str = "") -> Any:
         if any("." not in one[1] for one in named):
             compiled["siblings"] = [str(block) for block in neighbours()]
         return compiled
-    compiled["plan"] = base64.b64encode(plan.encode(lock.steps(compiled))).decode()
+    if mode in ("auto", "confine"):  # a network of ours has its container's address in its plan
+        compiled["plan"] = base64.b64encode(plan.encode(lock.steps(compiled))).decode()
     return compiled
 
 

@@ -26,7 +26,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooks import fingerprint, host_rules, host_state
+from hooks import host_rules, host_state, labels
 from shim import kernel
 from shim.cold.network import net_others
 from shim.errors import HostError
@@ -118,7 +118,7 @@ def configuration(
     for tag, learned in listed.items():
         numbers = {kind: number for number, kind in enumerate(host_rules.groups(learned))}
         for protocol, name, first, last in learned:
-            one = f"4#inet#{fingerprint.TABLE}#{host_rules.learned_set(tag, numbers[protocol, first, last])}"
+            one = f"4#inet#{labels.TABLE}#{host_rules.learned_set(tag, numbers[protocol, first, last])}"
             sets.setdefault(name, set()).add(one)
     lines = [f"interface={bridge}", f"pid-file={pid_file}"]
     for name in sorted(sets):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 TABLE = "agentshim"
 LEASES = 1024
 ROWS = 4096
+REFUSED_ROWS = 1024  # nothing but a record ends where these are full, and the kernel clears 16 bytes for each row
 MOST = 10_000  # keys: what a plan file holds, with room for addresses of 16 bytes
 
 BASE = {"output": nft.OUTPUT, "input": nft.INPUT, "forward": nft.FORWARD}
@@ -44,8 +45,8 @@ BASE = {"output": nft.OUTPUT, "input": nft.INPUT, "forward": nft.FORWARD}
 def steps(network: Network, rows: int = ROWS) -> tuple[Step, ...]:
     """The plan of one container; none where its section leaves the network to the engine.
 
-    `rows`: how many destinations each of the sets that count may hold. Invalid on a malformed grant, Refused on more
-    grants than a plan holds.
+    `rows`: how many destinations @flows may hold, and at most each set that counts refusals. Invalid on a malformed
+    grant, Refused on more grants than a plan holds.
     """
     if network["mode"] == "engine":
         return ()
@@ -81,9 +82,10 @@ def _sets_of(suffix: str, address: int, granted: Keys, rows: int, number: int) -
     set of 1,000 ranges takes 2.5 µs more than one of 10 (measured at 1.3 µs for a datagram that is granted by @hosts).
     """
     fields = (nft.INET_PROTO, address, nft.INET_SERVICE)
+    fewer = min(rows, REFUSED_ROWS)
     counting = [
-        nft.new_set(TABLE, name + suffix, number + place, fields, nft.DYNAMIC, rows, counted=True)
-        for place, name in enumerate(("flows", "denied", "refused"), 3)
+        nft.new_set(TABLE, name + suffix, number + place, fields, nft.DYNAMIC, most, counted=True)
+        for place, (name, most) in enumerate((("flows", rows), ("denied", fewer), ("refused", fewer)), 3)
     ]
     return [
         nft.new_set(TABLE, "hosts" + suffix, number, fields, 0),

@@ -245,18 +245,19 @@ def _is_address(text: str) -> bool:
     return "/" not in text
 
 
-def addresses() -> list[network.Block]:
+def addresses(six: bool = True) -> list[network.Block]:
     """Each address that is this host, loopback aside, and each block of them (`ip route add local BLOCK`): local routes
-    of /proc/net/fib_trie and ipv6_route. A route that takes nearly all is a transparent proxy's, for packets with its
-    mark: it says nothing of what is the host's.
+    of /proc/net/fib_trie and, with `six`, of ipv6_route. A route that takes nearly all is a transparent proxy's, for
+    packets with its mark: it says nothing of what is the host's.
     """
     found: set[network.Block] = set()
-    last = ""
-    for line in _read("/proc/net/fib_trie").decode("ascii", "replace").split("\n"):
-        words = line.split()
-        if words[1:3] == ["host", "LOCAL"] and not last.startswith("127.") and int(words[0][1:]) >= NARROW:
-            found.add(network.block(last + words[0]))
-        last = words[-1] if words[:1] == ["|--"] else last
+    for leaf in _read("/proc/net/fib_trie").decode("ascii", "replace").split("|-- ")[1:]:
+        address, *routes = leaf.split("\n")
+        for words in map(str.split, routes if not address.startswith("127.") else ()):
+            if words[1:3] == ["host", "LOCAL"] and int(words[0][1:]) >= NARROW:
+                found.add(network.block(address + words[0]))
+    if not six:
+        return sorted(found)
     for line in _read("/proc/net/ipv6_route").decode("ascii", "replace").split("\n"):
         words = line.split()
         if len(words) == 10 and int(words[8], 16) & RTF_HERE and int(words[1], 16) >= NARROW:

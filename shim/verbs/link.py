@@ -93,7 +93,7 @@ def _inside(section: dict[str, Any]) -> dict[str, Any]:
         return section
     ports = sorted({(protocol, first, last) for protocol, _, first, last in section["learned"]})
     wide = [(protocol, block, first, last) for protocol, first, last in ports for block in section["public"]]
-    return {**section, "outbound": [*section["outbound"], *network.without(wide, kernel.addresses())]}
+    return {**section, "outbound": [*section["outbound"], *network.without(wide, kernel.addresses(six=False))]}
 
 
 def _parent(profile: str, there: dict[str, Any]) -> int:

@@ -108,13 +108,13 @@ def _filled(spec: Spec, section: dict[str, Any], facts: Facts, link: str, engine
     kept = {key: value for key, value in section.items() if key not in ("plan", "public", "siblings")}
     if "learned" in section:  # whoever joins is measured by it
         kept["public"] = section["public"]
-    own = kernel.addresses()
+    own = kernel.addresses(six=not link)  # a network of ours is IPv4 alone
     kept["outbound"] = network.without(section["outbound"], own)  # whoever means the host names its address
     if "plan" in section and not section["dns"] and not link and kept["outbound"] is section["outbound"]:
         from binascii import a2b_base64  # as below: an unfiltered network pays for none of it
 
         return Lock(a2b_base64(section["plan"]), kept)
-    if link:  # IPv4 alone
+    if link:
         kept["outbound"] = [one for one in kept["outbound"] if ":" not in one[1]]
     # What names lead to, and the host's name servers, may be others at each start.
     hosts = resolver = b""

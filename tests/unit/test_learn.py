@@ -80,7 +80,7 @@ def test_learned_names_count_as_every_public_address() -> None:
 
 def test_the_lock_inside_lets_through_what_no_record_claims(monkeypatch: pytest.MonkeyPatch) -> None:
     own = network.block("8.8.8.0/24")
-    monkeypatch.setattr(kernel, "addresses", lambda: [own])
+    monkeypatch.setattr(kernel, "addresses", lambda six=True: [own])
     section = compiled()
     inside = network.from_policy({**link._inside(section), "learned": []})
     wide = network.from_policy(section)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hooks import fingerprint, grants, host, host_state, labels, link, lock, netlink, nft, nft_read, plan, records
@@ -266,15 +267,18 @@ def _tell_plan(record: Record, directory: str, pinned: set[Element], held: int) 
     fixed = host.entries(port, labels.tag(record["digest"]), (), section["at_host"])
     every = [one[:4] for one in fixed] + [(nft_read.INET, *one) for one in sorted(pinned)]
     undo = nft.mixed(host.drop(every))
-    kept, name = Directory(state.DIRECTORY), state.name_of(record["root"], record["id"]) + state.LOCK
-    try:
-        steps = [
-            plan.Step(one.room, one.family, one.do, undo, one.acks, one.words) if _is_enter(one) else one
-            for one in plan.decode(kept.read(name)[0])
-        ]
-        kept.replace(name, plan.encode(steps), os.fstat(held))
-    finally:
-        os.close(kept.fd)
+    for file in (Path(state.lock_path(record["root"], record["id"])), net_agents.plan_of(Path(record["address"]))):
+        if not file.exists():
+            continue  # nobody has joined
+        kept = Directory(str(file.parent))
+        try:
+            steps = [
+                plan.Step(one.room, one.family, one.do, undo, one.acks, one.words) if _is_enter(one) else one
+                for one in plan.decode(kept.read(file.name)[0])
+            ]
+            kept.replace(file.name, plan.encode(steps), os.fstat(held))
+        finally:
+            os.close(kept.fd)
 
 
 def _is_enter(step: plan.Step) -> bool:

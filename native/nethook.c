@@ -541,20 +541,20 @@ static bool is_namesake(const char *one, const char *other) {
  * nor while somebody else lives in the network: then only our part in it ends, which for the owner is a mark. */
 static const char *hold(const char *lease, const char *claim, const char *path) {
     char text[4096] = "", *copy = mmap(NULL, sizeof text, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    struct stat st, now;
+    struct stat st, now = {0};
     int fd = open(claim ? claim : lease, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
     if (fd < 0 && errno == ENOENT)
         _exit(0);
-    if (fd < 0 || flock(fd, LOCK_EX) || fstat(fd, &st) || read(fd, text, sizeof text - 1) < 0)
+    if (fd < 0 || flock(fd, LOCK_EX) || fstat(fd, &st) || read(fd, text, sizeof text - 1) < 0 ||
+        (stat(lease, &now) && errno != ENOENT))
         fail("lease", lease, reason(errno), "take it back by hand: agentshim net gc");
-    if (stat(lease, &now) || now.st_ino != st.st_ino || !(claim || is_namesake(text, path)))
+    if (now.st_ino != st.st_ino || !(claim || is_namesake(text, path)))
         _exit(0);
     bool last = st.st_nlink == (claim ? 2 : 1);
     int mark = claim || last ? -1 : open(lease, O_WRONLY | O_CLOEXEC);
-    if (claim ? unlink(claim) : !last && pwrite(mark, "-", 1, 0) != 1)
+    /* With the last claim the plan of all who joined goes: the owner has its own. */
+    if ((claim ? unlink(claim) : !last && pwrite(mark, "-", 1, 0) != 1) || (claim && last && unlink(path)))
         errno == ENOENT ? _exit(0) : fail("lease", lease, reason(errno), "take it back by hand: agentshim net gc");
-    if (last && claim)
-        (void)unlink(path); /* the plan of all who joined: the owner has its own */
     if (!last || (claim && *text != '-'))
         _exit(0);
     need(copy != MAP_FAILED && strlen(lease) < sizeof text, "lease", "memory for its path");

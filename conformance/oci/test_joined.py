@@ -181,7 +181,7 @@ def test_a_join_that_is_refused_leaves_nothing(cells: Runtime, world: World, bun
 # Kills
 
 
-@pytest.mark.parametrize("look", ["gc", "create"])
+@pytest.mark.parametrize("look", ["gc", "create", "hook"])
 def test_a_hook_that_did_nothing(cells: Runtime, world: World, bundle: Maker, look: str) -> None:
     """As where it was killed at its begin: nobody loses the network by it, and it goes at the next look."""
     for first, second in ("ab", "ba"):
@@ -191,6 +191,10 @@ def test_a_hook_that_did_nothing(cells: Runtime, world: World, bundle: Maker, lo
         ended_without_a_hook(cells, first)
         assert shim(cells, "net", "gc").code == 0
         lives(cells, second, address=address)
+        if look == "hook":
+            end(cells, second)
+            assert world.elements() == files(cells) == [], "gc has told whose part has ended"
+            continue
         ended_without_a_hook(cells, second)
         assert world.elements()
         if look == "gc":
@@ -201,6 +205,41 @@ def test_a_hook_that_did_nothing(cells: Runtime, world: World, bundle: Maker, lo
         nothing_is_left(cells, world, collected=True)
 
 
+def test_a_late_hook(cells: Runtime, world: World, bundle: Maker) -> None:
+    """Of a container whose name is another one's by now, in another network: it takes nobody's along."""
+    made = {"a": started(cells, bundle, "a")}
+    made["b"] = joined(cells, bundle, "b", "a")
+    made["c"] = joined(cells, bundle, "c", "a")
+    late = [json.loads((made[one] / "config.json").read_text())["hooks"]["poststop"][0] for one in "ab"]
+    ended_without_a_hook(cells, "a")
+    ended_without_a_hook(cells, "b")
+    started(cells, bundle, "a")
+    joined(cells, bundle, "b", "a")
+    for one in late:
+        assert cells.room.run(["nsenter", f"--net=/run/netns/{world.host}", one["path"], *one["args"][1:]]).code == 0
+        lives(cells, *"abc")
+    assert shim(cells, "net", "gc").code == 0
+    lives(cells, *"abc")
+    end(cells, "c")
+    lives(cells, *"ab")
+    assert address_of(cells, "a") in "".join(files(cells))
+    for one in "ab":
+        end(cells, one)
+    nothing_is_left(cells, world)
+
+
+def test_a_name_that_lives_elsewhere(cells: Runtime, world: World, bundle: Maker) -> None:
+    """A claim is a container's, not a name's."""
+    started(cells, bundle, "a")
+    joined(cells, bundle, "b", "a")
+    ended_without_a_hook(cells, "b")
+    end(cells, "a")
+    started(cells, bundle, "b")
+    assert shim(cells, "net", "gc").code == 0
+    assert [Path(one).name for one in files(cells)] == [address_of(cells, "b")]
+    lives(cells, "b")
+
+
 def ended_without_a_hook(runtime: Runtime, name: str) -> None:
     """Its plan is not there while it ends."""
     each = "for one in $(find /run/agentshim -name '{}'); do mv $one {}; done"
@@ -209,25 +248,31 @@ def ended_without_a_hook(runtime: Runtime, name: str) -> None:
     runtime.room.run(["sh", "-c", each.format("*.net.kept", "${one%.kept}")])
 
 
-@pytest.mark.parametrize("hook", [True, False], ids=["hook", "killed"])
-def test_a_create_that_is_killed(cells: Runtime, world: World, bundle: Maker, hook: bool) -> None:
-    """Where it is about to become the delegate: its claim holds nothing for long."""
+KILLED = {"plan": "link:when=1", "rename": "rename:when=1", "claim": "link:when=2", "delegate": "execve:when=2"}
+
+
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_create_that_is_killed(cells: Runtime, world: World, bundle: Maker, moment: str) -> None:
+    """Where it takes its part in a network, and where it is about to become the delegate: nothing is held for long."""
     if not tool("strace"):
         pytest.skip("SKIPPED LOUDLY: strace is not installed")
     started(cells, bundle, "a")
     before = world.elements()
     launcher = f"{cells.room.base}/bin/agentshim-cell"
-    killing = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=execve:signal=KILL:when=2"]
+    call, _, when = KILLED[moment].partition(":")
+    killing = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:{when}"]
     create = [launcher, *cells.options(), "create", "--bundle", str(bundle(joining(cells, "a")).path), "b"]
     cells.room.run(["nsenter", f"--net=/run/netns/{world.host}", *killing, *create])
-    assert cells.status("b") == "" and len(files(cells)) == 3
-    if hook:
-        end(cells, "a")
+    assert cells.status("b") == ""
+    assert len(files(cells)) == {"plan": 1, "rename": 2, "claim": 2, "delegate": 3}[moment]
+    end(cells, "a")
+    if moment == "delegate":
+        assert world.elements() == before, "in doubt"
+        started(cells, bundle, "c")
+        end(cells, "c")
     else:
-        ended_without_a_hook(cells, "a")
-    assert world.elements() == before, "in doubt"
-    started(cells, bundle, "c")
-    end(cells, "c")
+        assert world.elements() == []
+        assert shim(cells, "net", "gc").code == 0
     nothing_is_left(cells, world, collected=True)
 
 

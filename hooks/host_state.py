@@ -171,9 +171,8 @@ def _taken(place: str, mine: str, told: Bridge, last: int) -> tuple[bytes, int]:
 
 def forsaken(directory: str, profile: str, records: str) -> bool:
     """Whether one of a few addresses has an owner that is gone, without a look at the kernel: neither the process is
-    there that took it, nor what its record, in the directory `records`, says is the delegate's; and nobody who joined
-    its network either. Which few: a window
-    that our number chooses. A container that is just leaving may be taken for one that is gone: `net gc` looks again.
+    there that took it, nor what its record, in the directory `records`, says is the delegate's; nor anybody who
+    joined its network. Which few: a window that our number chooses. A container that is just leaving may be taken for one that is gone: `net gc` looks again.
     """
     place = f"{directory}/{profile}/{ADDRESSES}"
     try:
@@ -186,14 +185,15 @@ def forsaken(directory: str, profile: str, records: str) -> bool:
             owner, pid, begun = read(f"{place}/{name}").decode("ascii").split()
         except (OSError, ValueError):
             continue  # on its way, or gone by now
-        holders = ((owner, pid, begun), *map(claimant, claims(f"{place}/{name}")))
-        if not any(_lives(*one, records) for one in holders):
+        if _lives(owner, pid, begun, records, ""):
+            continue
+        if not any(_lives(*claimant(one), records, one) for one in claims(f"{place}/{name}")):
             return True
     return False
 
 
-def _lives(owner: str, pid: str, begun: str, records: str) -> bool:
-    return started(pid) == int(begun) or _is_there(f"{records}/{owner}.json")
+def _lives(owner: str, pid: str, begun: str, records: str, claim: str) -> bool:
+    return started(pid) == int(begun) or _is_there(f"{records}/{owner}.json", claim)
 
 
 def members_of(lease: str) -> str:
@@ -217,11 +217,12 @@ def claimant(claim: str) -> tuple[str, str, str]:
     return owner, pid, begun
 
 
-def _is_there(record: str) -> bool:
+def _is_there(record: str, claim: str) -> bool:
     try:
         told = wire.loads(read(record), "network", record)
-        return hostpaths.exists(f"{told['root']}/{told['id']}")  # type: ignore[index]
-    except (OSError, ShimError, KeyError, TypeError):
+        mine = isinstance(told, dict) and told.get("claim", "") == claim
+        return mine and hostpaths.exists(f"{told['root']}/{told['id']}")  # type: ignore[index]
+    except (OSError, ShimError, KeyError):
         return False
 
 

@@ -52,11 +52,11 @@ class Entry(NamedTuple):
 
 
 def alive() -> set[str]:
-    """The names of all records whose container is there or on its way, as hooks.host_state.take is given them; and the
-    claims of those that joined a network, which tell a container from one of the same name.
+    """Who has an address and is there, or on its way: the name of its record, as hooks.host_state.take is given it; of
+    those that joined a network the claim, which tells a container from another one of that name.
     """
-    every = records.records()
-    return {records.name_of(one["root"], one["id"]) for one in every} | {str(one.get("claim")) for one in every}
+    every = [one for one in records.records() if one.get("address")]
+    return {str(one.get("claim") or records.name_of(one["root"], one["id"])) for one in every}
 
 
 def owners(directory: str, profile: str, living: Callable[[], set[str]]) -> dict[str, bool]:

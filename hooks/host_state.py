@@ -171,8 +171,9 @@ def _taken(place: str, mine: str, told: Bridge, last: int) -> tuple[bytes, int]:
 
 def forsaken(directory: str, profile: str, records: str) -> bool:
     """Whether one of a few addresses has an owner that is gone, without a look at the kernel: neither the process is
-    there that took it, nor what its record, in the directory `records`, says is the delegate's; nor anybody who
-    joined its network. Which few: a window that our number chooses. A container that is just leaving may be taken for one that is gone: `net gc` looks again.
+    there that took it, nor what its record, in the directory `records`, says is the delegate's; nor anybody who joined
+    its network. Which few: a window that our number chooses. A container that is just leaving may be taken for one that
+    is gone: `net gc` looks again.
     """
     place = f"{directory}/{profile}/{ADDRESSES}"
     try:

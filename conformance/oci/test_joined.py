@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,30 @@ def test_a_create_that_is_killed(cells: Runtime, world: World, bundle: Maker, mo
         assert world.elements() == []
         assert shim(cells, "net", "gc").code == 0
     nothing_is_left(cells, world, collected=True)
+
+
+def test_a_join_waits_for_an_end(cells: Runtime, world: World, bundle: Maker) -> None:
+    """Whoever holds the lease takes the network back: then there is nothing to join."""
+    started(cells, bundle, "a")
+    (lease,) = files(cells)
+    holder = cells.room.popen(
+        ["flock", lease, "sh", "-c", f"echo held; read go; mv {lease} /run/ended"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        create = [cells.program, *cells.options(), "create", "--bundle", str(bundle(joining(cells, "a")).path), "b"]
+        waits = cells.room.popen(create, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waits.wait(1)
+        holder.communicate("go\n", 5)
+        _, err = waits.communicate(timeout=10)
+    finally:
+        holder.kill()
+    assert waits.returncode == 1 and "ceiling a network that somebody lives in" in err, err
+    assert [one for one in files(cells) if not one.endswith(".net")] == []
+    cells.room.run(["mv", "/run/ended", lease])  # as if it had not been
 
 
 # What is asked of a network whose first container has ended

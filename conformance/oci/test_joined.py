@@ -332,8 +332,9 @@ def test_verbs_for_who_is_left(cells: Runtime, world: World, bundle: Maker) -> N
     nothing_is_left(cells, world)
 
 
-def test_what_a_refresh_opened_goes_too(cells: Runtime, world: World, hosts: Hosts, bundle: Maker) -> None:
-    """With whoever is the last, who did not name it."""
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again"])
+def test_what_a_refresh_opened_goes_too(cells: Runtime, world: World, hosts: Hosts, bundle: Maker, again: bool) -> None:
+    """With whoever is the last, be it by a refresh of its own."""
     policy(cells, NAMING)
     hosts.say(GRANTED)
     started(cells, bundle, "a")
@@ -342,5 +343,30 @@ def test_what_a_refresh_opened_goes_too(cells: Runtime, world: World, hosts: Hos
     assert shim(cells, "net", "refresh", "a").code == 0
     end(cells, "a")
     assert asked(cells, "b", OTHER, 8080).out == "echo hi\n"
+    if again:
+        hosts.say(OTHER)
+        assert f"b may not tcp:{GRANTED}:8080" in shim(cells, "net", "refresh", "--all").out
+        assert asked(cells, "b", GRANTED, 8080).code != 0
+        hosts.say(OTHER, "203.0.113.9")
+        assert shim(cells, "net", "refresh", "b").code == 0
+        policy(cells, SHARED)
+        hosts.say(OTHER)
+        assert "for b in the same network" in shim(cells, "net", "refresh", "b").err
     end(cells, "b")
+    nothing_is_left(cells, world)
+
+
+def test_a_refresh_by_who_joined(cells: Runtime, world: World, hosts: Hosts, bundle: Maker) -> None:
+    """Is one for all: the owner's /etc/hosts, record and plan."""
+    policy(cells, NAMING)
+    hosts.say(GRANTED)
+    started(cells, bundle, "a")
+    joined(cells, bundle, "b", "a")
+    hosts.say(OTHER)
+    assert shim(cells, "net", "refresh", "b").code == 0
+    assert asked(cells, "a", OTHER, 8080).out == "echo hi\n"
+    assert OTHER in cells.must("exec", "a", "cat", "/etc/hosts")
+    assert "nothing new" in shim(cells, "net", "refresh", "a").out
+    end(cells, "b")
+    end(cells, "a")
     nothing_is_left(cells, world)

@@ -173,8 +173,9 @@ def _joined(members: list[tuple[dict[str, Any], int]], mine: network.Network, fa
 
         records.leases(f"/proc/{locked[1]}/ns/net")  # HostError unless the kernel has the lock that the record tells of
         section = {"digest": locked[0]["digest"], **locked[0]["network"]}  # of the policy that it was made for
-        section.pop("names", None)  # what they led to is in it
     lease = next((str(one["address"]) for one, _ in members if one.get("address")), "")
+    if section and not lease:
+        section.pop("names", None)  # `net refresh` looks them up for whom they were pinned
     facts.network = network.from_policy(_policys(section) if section else "top")
     if network.leq(facts.network, mine):
         return Lock(b"", section, lease=lease)
@@ -185,5 +186,9 @@ def _joined(members: list[tuple[dict[str, Any], int]], mine: network.Network, fa
 
 
 def _policys(section: dict[str, Any]) -> dict[str, Any]:
-    """A lock's section as a policy has it: `services` says what of the host is granted, at whichever gateway."""
-    return {**section, "outbound": [one for one in section["outbound"] if one[1] != section.get("gateway")]}
+    """A lock's section as a policy has it: `services` says what of the host is granted, at whichever gateway, and what
+    names led to is granted already.
+    """
+    out = {**section, "outbound": [one for one in section["outbound"] if one[1] != section.get("gateway")]}
+    out.pop("names", None)
+    return out

@@ -112,6 +112,12 @@ def plan_of(file: Path) -> Path:
     return Path(host_state.members_of(str(file)), file.name + records.LOCK)
 
 
+def plans_of(file: Path) -> list[Path]:
+    """The plans of those in the network of an address: its owner's, while that lives, and that of whoever joined."""
+    own = Path(records.DIRECTORY, _owner(file)[0] + records.LOCK)
+    return [path for path in (own, plan_of(file)) if path.exists()]
+
+
 def _claimant(claim: str) -> tuple[str, bool]:
     """As `_owner`, where the claim itself is the name."""
     _, pid, started = host_state.claimant(claim)

@@ -11,8 +11,11 @@ the kernel's side; shim/cold/network/net_up.py makes, repairs and removes.
     PROFILE/TAG.learned         the names that a policy lets containers ask for, where it does
     PROFILE/dnsmasq.conf        what answers them; PROFILE/resolver: its process, its start, a digest of its file
     PROFILE/plan                the plan of the last container but for its address, see `template`
-    PROFILE/addresses/A.B.C.D   an address that is taken: the record of whose it is, and the process that took it
+    PROFILE/addresses/A.B.C.D   an address that is taken: the record of whose it is, and the process that took it;
+                                behind a "-" where its owner has ended, and others live on in its network
     PROFILE/addresses/A.B.C.D.leased  the kernel may hold a lease of it: not free before `net gc` has looked
+    PROFILE/members/A.B.C.D.PID.STARTED.OWNER  a link to an address's file: a process that joined, and its record
+    PROFILE/members/A.B.C.D.net  the plan of the owner of that address, for whoever is the last in its network
     PROFILE/addresses/.lock     held while one is taken or collected; says which was the last
 
 An address is taken by a link to a whole file, and comes round only after all others: what is left of its last owner
@@ -42,7 +45,8 @@ DIRECTORY = "/run/agentshim/net"
 INTERFACES = "/proc/sys/net/ipv4/conf"  # of the reader's own network namespace
 LOOK = 2  # addresses that one start looks at: bounds what it pays for others
 LOCK, RULES, BRIDGE, ADDRESSES, LEASED = ".lock", ".rules", "bridge.json", "addresses", ".leased"
-RESOLVER, PLAN = "resolver", "plan"
+RESOLVER, PLAN, MEMBERS = "resolver", "plan", "members"
+ENDED = "-"  # native/nethook.c writes it
 MOST_BYTES = 1 << 21  # of a template: a plan, and its places
 DOCKER_USER = nft_ask.chain_named(nft_ask.IP, "filter", "DOCKER-USER")  # iptables-nft's
 LEGACY = "/proc/net/ip_tables_names"  # the tables of iptables-legacy in the reader's own network namespace
@@ -168,8 +172,9 @@ def _taken(place: str, mine: str, told: Bridge, last: int) -> tuple[bytes, int]:
 
 def forsaken(directory: str, profile: str, records: str) -> bool:
     """Whether one of a few addresses has an owner that is gone, without a look at the kernel: neither the process is
-    there that took it, nor what its record, in the directory `records`, says is the delegate's. Which few: a window
-    that our number chooses. A container that is just leaving may be taken for one that is gone: `net gc` looks again.
+    there that took it, nor what its record, in the directory `records`, says is the delegate's; nor anybody who joined
+    its network. Which few: a window that our number chooses. A container that is just leaving may be taken for one that
+    is gone: `net gc` looks again.
     """
     place = f"{directory}/{profile}/{ADDRESSES}"
     try:
@@ -182,16 +187,44 @@ def forsaken(directory: str, profile: str, records: str) -> bool:
             owner, pid, begun = read(f"{place}/{name}").decode("ascii").split()
         except (OSError, ValueError):
             continue  # on its way, or gone by now
-        if started(pid) != int(begun) and not _is_there(f"{records}/{owner}.json"):
+        if _lives(owner, pid, begun, records, ""):
+            continue
+        if not any(_lives(*claimant(one), records, one) for one in claims(f"{place}/{name}")):
             return True
     return False
 
 
-def _is_there(record: str) -> bool:
+def _lives(owner: str, pid: str, begun: str, records: str, claim: str) -> bool:
+    return started(pid) == int(begun) or _is_there(f"{records}/{owner}.json", claim)
+
+
+def members_of(lease: str) -> str:
+    """The directory of those who joined the network of an address, given by its file."""
+    return lease.rpartition(f"/{ADDRESSES}/")[0] + f"/{MEMBERS}"
+
+
+def claims(lease: str) -> list[str]:
+    """The links to an address's file of those who joined its network."""
+    place, first = members_of(lease), lease.rpartition("/")[2] + "."
+    try:
+        names = sorted(posix.listdir(place))
+    except FileNotFoundError:
+        return []
+    return [f"{place}/{name}" for name in names if name.startswith(first) and name.count(".") > 4]
+
+
+def claimant(claim: str) -> tuple[str, str, str]:
+    """(record, process, its start) of one who joined."""
+    pid, begun, owner = claim.rsplit(".", 3)[1:]
+    return owner, pid, begun
+
+
+def _is_there(record: str, claim: str) -> bool:
     try:
         told = wire.loads(read(record), "network", record)
-        return hostpaths.exists(f"{told['root']}/{told['id']}")  # type: ignore[index]
-    except (OSError, ShimError, KeyError, TypeError):
+        mine = isinstance(told, dict) and told.get("claim", "") == claim
+        return mine and hostpaths.exists(f"{told['root']}/{told['id']}")  # type: ignore[index]
+    except (OSError, ShimError, KeyError):
         return False
 
 

@@ -7,9 +7,10 @@
  * is forked but a stand-in that closes sockets.
  *
  * The delegate runs `agentshim-net PLAN` as a createRuntime hook in the host's namespaces, as root, with the state of
- * the container on stdin, and `agentshim-net PLAN undo [LEASE]` as a poststop hook: LEASE is the file that keeps the
- * container's address from others. All of plan and state is checked before anything is done. Functions that can fail
- * return -errno, or end the process with one line, `network: key: asked X, ceiling Y: what to do`.
+ * the container on stdin, and `agentshim-net PLAN undo [LEASE [CLAIM]]` as a poststop hook: LEASE is the file that keeps
+ * the container's address from others, CLAIM another link to it, of a container that joined the network of the first.
+ * All of plan and state is checked before anything is done. Functions that can fail return -errno, or end the process
+ * with one line, `network: key: asked X, ceiling Y: what to do`.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -535,17 +536,26 @@ static bool is_namesake(const char *one, const char *other) {
     return length && length == strcspn(b, ". \n") && memcmp(a, b, length) == 0;
 }
 
-/* Hold the lease until the end: whoever takes back or lets go of one locks it before. Its path, in memory that cannot be
- * written any more, for the filter. Nothing is left to do where it is gone, or names another container's plan. */
-static const char *hold(const char *lease, const char *path) {
+/* Hold the lease until the end: whoever takes back or lets go of one, or joins, locks it before. Its path, in memory that
+ * cannot be written any more, for the filter. Nothing is left to do where it is gone, or names another container's plan;
+ * nor while somebody else lives in the network: then only our part in it ends, which for the owner is a mark. */
+static const char *hold(const char *lease, const char *claim, const char *path) {
     char text[4096] = "", *copy = mmap(NULL, sizeof text, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    struct stat st;
-    int fd = open(lease, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    struct stat st, now = {0};
+    int fd = open(claim ? claim : lease, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
     if (fd < 0 && errno == ENOENT)
         _exit(0);
-    if (fd < 0 || flock(fd, LOCK_EX) || fstat(fd, &st) || read(fd, text, sizeof text - 1) < 0)
+    if (fd < 0 || flock(fd, LOCK_EX) || fstat(fd, &st) || read(fd, text, sizeof text - 1) < 0 ||
+        (stat(lease, &now) && errno != ENOENT))
         fail("lease", lease, reason(errno), "take it back by hand: agentshim net gc");
-    if (st.st_nlink == 0 || !is_namesake(text, path))
+    if (now.st_ino != st.st_ino || !(claim || is_namesake(text, path)))
+        _exit(0);
+    bool last = st.st_nlink == (claim ? 2 : 1);
+    int mark = claim || last ? -1 : open(lease, O_WRONLY | O_CLOEXEC);
+    /* With the last claim the plan of all who joined goes: the owner has its own. */
+    if ((claim ? unlink(claim) : !last && pwrite(mark, "-", 1, 0) != 1) || (claim && last && unlink(path)))
+        errno == ENOENT ? _exit(0) : fail("lease", lease, reason(errno), "take it back by hand: agentshim net gc");
+    if (!last || (claim && *text != '-'))
         _exit(0);
     need(copy != MAP_FAILED && strlen(lease) < sizeof text, "lease", "memory for its path");
     need(mprotect(strcpy(copy, lease), sizeof text, PROT_READ) == 0, "lease", "memory that stays as it is");
@@ -572,9 +582,10 @@ static void stand_in(void) {
 int main(int argc, char **argv) {
     if (fcntl(STDERR_FILENO, F_GETFD) < 0)
         _exit(1); /* a socket would take its place, and be written to */
-    bool over = argc > 2 && argc < 5 && strcmp(argv[2], "undo") == 0, fine = argc == 2 || over;
+    bool over = argc > 2 && argc < 6 && strcmp(argv[2], "undo") == 0, fine = argc == 2 || over;
     if (!fine || getauxval(AT_SECURE))
-        fail("call", fine ? "a set-id file" : "other arguments", "agentshim-net PLAN [undo [LEASE]]", "let create write it");
+        fail("call", fine ? "a set-id file" : "other arguments", "agentshim-net PLAN [undo [LEASE [CLAIM]]]",
+             "let create write it");
     give_up_most(over);
     int pid = over ? 0 : read_pid();
     if (over)
@@ -587,7 +598,7 @@ int main(int argc, char **argv) {
     open_sockets(HOST);
     if (over)
         stand_in();
-    const char *lease = over && argc == 4 ? hold(argv[3], argv[1]) : NULL;
+    const char *lease = over && argc > 3 ? hold(argv[3], argv[4], argv[1]) : NULL;
     if (!over) {
         need(setns(NETNS, CLONE_NEWNET) == 0, "namespace", "to enter it");
         open_sockets(CONTAINER);

@@ -90,16 +90,18 @@ class Facts:
         """
         args = hook.get("args") or []
         if args[:1] == [LOCKER]:
-            return hook == self.lock_hook(*args[1:2]) or hook == self.unlock_hook(*args[1:2], *args[3:4])
+            return hook == self.lock_hook(*args[1:2]) or hook == self.unlock_hook(*args[1:2], *args[3:5])
         return len(args) >= 4 and args[4:] in ([], [FILTER]) and hook == self.our_hook(*args[2:])
 
     def lock_hook(self, plan: str = "") -> dict[str, Any]:
         """The hook that replays the file `plan` in the container's network namespace. It reads no environment."""
         return {"path": self.locker, "args": [LOCKER, plan], "env": []}
 
-    def unlock_hook(self, plan: str = "", address: str = "") -> dict[str, Any]:
-        """The hook that takes back what `plan` put into the host's sets, and then the file that holds the address."""
-        return {"path": self.locker, "args": [LOCKER, plan, UNDO, address], "env": [], "timeout": 10}
+    def unlock_hook(self, plan: str = "", address: str = "", *claim: str) -> dict[str, Any]:
+        """The hook that takes back what `plan` put into the host's sets, and then the file that holds the address;
+        unless somebody else still lives in that network. `claim`: of one that joined it, see `verbs.link.join`.
+        """
+        return {"path": self.locker, "args": [LOCKER, plan, UNDO, address, *claim], "env": [], "timeout": 10}
 
     def is_unlock(self, hook: dict[str, Any]) -> bool:
         """Whether a hook of ours is one for the container's end."""

@@ -296,7 +296,16 @@ def _tidy(directory: bundle.Directory, kept: str = "") -> None:
 
 def is_leaving(record: dict[str, Any]) -> bool:
     """Whether its poststop hook, which reads the plan, has not given back the container's address yet."""
-    return bool(record.get("address")) and hostpaths.exists(record["address"])
+    if not record.get("address") or record.get("claim"):
+        return False  # who joined needs nothing of its record then
+    try:
+        fd = posix.open(record["address"], posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:  # it may have ended, and others live on in its network
+        return posix.read(fd, 64).startswith(name_of(record["root"], record["id"]).encode())
+    finally:
+        posix.close(fd)
 
 
 def unlink(path: str, directory: int | None = None) -> None:

@@ -644,6 +644,18 @@ def test_a_pod_shares_one_lock(podman: Podman, network: str, world: World) -> No
     gone(world)
 
 
+def test_a_pod_whose_first_container_was_killed(podman: Podman, world: World) -> None:
+    """Which holds its network: who is left has it still, and it goes with them."""
+    with pod(podman, CELL, "none") as of:
+        with running(podman, CELL, of) as one, running(podman, CELL, of) as other:
+            infra = podman.must("pod", "inspect", "--format", "{{.InfraContainerID}}", of.removeprefix(POD))
+            podman.must("kill", infra)
+            wait_for(lambda: podman.must("inspect", "--format", "{{.State.Running}}", infra) == "false", 5, "its end")
+            for name in (one, other):
+                assert reached(podman, name, (GRANTED, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
+        gone(world)
+
+
 def test_a_strangers_pod_is_not_joined(podman: Podman) -> None:
     """podman starts a pod's first container under its default runtime."""
     with pod(podman, RUNC, "bridge") as of:
@@ -685,14 +697,21 @@ def test_a_program_that_ends_is_started_again(docker: Docker, world: World) -> N
     gone(world)
 
 
-def test_the_end_of_the_first_ends_the_network(docker: Docker, world: World) -> None:
-    """Whoever joined it is cut off: the address is not theirs any more."""
-    with running(docker, CELL, "none") as first, running(docker, CELL, f"container:{first}") as second:
-        docker.remove(first)
-        assert leased(world.room) == world.elements() == []
-        assert sh(docker, second, f"echo hi | nc -w 1 {GRANTED} 8080").out == ""
-        with running(docker, CELL, "none") as third:
-            assert reached(docker, third, (GRANTED, 8080), (address(docker, second), 8080)) == [(GRANTED, 8080)]
+def test_the_end_of_the_first_leaves_the_network_to_who_joined(like: DockerLike, world: World) -> None:
+    """And the first, started again, gets another one."""
+    with running(like, CELL, "none") as first, running(like, CELL, f"container:{first}") as second:
+        kept = address(like, second)
+        like.must("stop", "--time", "0", first)
+        assert leased(world.room) == [kept]
+        with running(like, CELL, "none") as third:
+            assert address(like, third) != kept
+            assert reached(like, second, (GRANTED, 8080), *FORBIDDEN) == [(GRANTED, 8080)]
+            assert reached(like, third, (GRANTED, 8080), (kept, 8080)) == [(GRANTED, 8080)]
+        like.must("start", first)
+        for name in (first, second):
+            assert reached(like, name, (GRANTED, 8080), (OTHER, 8080)) == [(GRANTED, 8080)]
+        like.remove(second)
+        assert leased(world.room) == [address(like, first)] != [kept]
     gone(world)
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from conformance.faults.scenarios import Scenario
 from conformance.oci.bundles import spec
 from conformance.room import Result, wait_for
 from conformance.world import Inside
+from hooks import host_state
 
 NETWORKS = f"{STATE}/net"
 POLICY = """schema = 1
@@ -211,6 +213,51 @@ def undo(stage: Stage, faults: Collection[str], every: int) -> Outcomes:
         return out
 
 
+def undo_owner(stage: Stage, faults: Collection[str], every: int, struck: int = 0) -> Outcomes:
+    """The same where somebody joined: `struck` is the owner's call, or that of who joined, the last one. Nobody who
+    lives is cut off, and all goes with them.
+    """
+    with ground(stage) as here:
+        left: list[str] = []
+
+        def call(how: str) -> tuple[Result, Callable[[], bool]]:
+            assert here.create().ran == 1
+            program, plan, word, lease = here.hook()
+            with container(here) as (pid, state):
+                assert here.room.run([program, plan], input=state).code == 0
+                there = here.elements()
+                shared, claim = claimed(here, pid, plan, lease)
+                hooked = [_undone(here, [program, plan, word, lease], how if struck == 0 else None)]
+                marked = here.ask("cat", lease).startswith("-")
+                here.ask(here.stage.program, "net", "gc")
+                if here.elements() != there or not here.files() >= {lease, claim, shared}:
+                    left.append(f"owner: {how}: it was cut off, and lives: {here.elements()} {here.files()}")
+            hooked.append(_undone(here, [program, shared, word, lease, claim], how if struck == 1 else None))
+            done = not here.elements() and not here.files() & {lease, claim, shared}
+            left.extend(f"last: {how}: not taken back" for _ in range(struck == 0 and not done))
+            files = (lease, claim, shared)
+            left.extend(f"undo: {how}: {one}" for one in here.remains() if not one.startswith(STATE) or one in files)
+            return hooked[struck], lambda: (marked, done)[struck]
+
+        out = hooks.tried(f"agentshim-net, undo, {('owner', 'last')[struck]}", here.room, faults, every, call, CHANGES)
+        out.wrong += left
+        return out
+
+
+def _undone(here: Ground, words: list[str], how: str | None) -> Result:
+    """The hook under strace with a fault, or as it is."""
+    return here.room.run(words, input="") if how is None else hooks.strace(here.room, words, "", how)
+
+
+def claimed(here: Ground, pid: int, plan: str, lease: str) -> tuple[str, str]:
+    """The plan and the claim of a process that joined a network."""
+    members = host_state.members_of(lease)
+    first = f"{members}/{lease.rpartition('/')[2]}"
+    shared, claim = f"{first}.net", f"{first}.{pid}.{host_state.started(str(pid))}.nobody"
+    here.ask("sh", "-c", f"mkdir -p -m 700 {members} && ln -f {plan} {shared} && ln {lease} {claim}")
+    return shared, claim
+
+
 def remained(here: Ground, result: Result, how: str, found: list[Any]) -> list[str]:
     """What is left of a hook that failed, by itself; and of any, once it was collected."""
     refused = result.code != 0 and KILL not in how and result.code != hooks.SIGSYS
@@ -246,4 +293,6 @@ CALLS: dict[str, Callable[[Stage, Collection[str], int], Outcomes]] = {
     "first": first,
     "net-do": do,
     "net-undo": undo,
+    "net-undo-owner": undo_owner,
+    "net-undo-last": partial(undo_owner, struck=1),
 }

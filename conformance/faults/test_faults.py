@@ -31,7 +31,7 @@ pytestmark = [
 ]
 EVERY = {"create": 17, "run": 61, "exec": 29, "exec-options": 61, "update": 31, "start": 31, "delete": 1}
 HOOKS_EVERY = {"hook": 61, "exchanged": 31, "net": 7}
-CALLS_EVERY = {"isolated": 15, "first": 46, "net-do": 9, "net-undo": 9}
+CALLS_EVERY = {"isolated": 15, "first": 46, "net-do": 9, "net-undo": 9, "net-undo-owner": 9, "net-undo-last": 9}
 
 
 @pytest.fixture

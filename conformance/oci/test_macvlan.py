@@ -137,6 +137,24 @@ def test_what_is_granted_is_reached_and_nothing_else(runtime: Runtime, lan: Lan,
     assert "tables agentshim" not in lan.rules() and "table" not in lan.rules(), "the host's tables play no part"
 
 
+def test_an_address_is_kept_for_who_joined(runtime: Runtime, lan: Lan, bundle: Maker) -> None:
+    """Whoever ends first: nobody else answers on the LAN for an address that is in use."""
+    started(runtime, bundle, "a")
+    asks = config(runtime, "sleep", "1000")
+    place = f"/proc/{runtime.state('a')['pid']}/ns/net"
+    kinds = asks["linux"]["namespaces"]
+    asks["linux"]["namespaces"] = [{**one, "path": place} if one["type"] == "network" else one for one in kinds]
+    runtime.must("create", "--bundle", str(bundle(asks).path), "b")
+    runtime.must("start", "b")
+    runtime.must("delete", "--force", "a")
+    assert addresses(runtime) == [FIRST]
+    assert shim(runtime, "net", "gc").code == 0
+    assert addresses(runtime) == [FIRST]
+    assert asked(runtime, "b", FAR, 8080).out == "echo hi\n"
+    runtime.must("delete", "--force", "b")
+    assert addresses(runtime) == []
+
+
 def test_it_is_reached_where_inbound_says(runtime: Runtime, lan: Lan, bundle: Maker) -> None:
     serve = "while :; do echo served | nc -l -p 8080; done"
     started(runtime, bundle, "c", "sh", "-c", f"{serve} & {serve.replace('8080', '8081')}")

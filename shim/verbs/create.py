@@ -52,14 +52,18 @@ def run(call: Call, context: Context) -> int:
     # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
     pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else {}
     admit = gate.Admitter(delegate)
-    address = ""
-    if locked.link:
+    end: tuple[str, ...] = ()  # of a network of ours: its plan, the file that keeps its address, a claim on it
+    if locked.link or locked.lease:
         gate.bring("link")
         from shim.verbs import link  # and all that makes one: most networks are an engine's, or nobody's
 
-        locked, address = link.lay(locked, chosen, config, asked, root, container)
+        if locked.link:
+            locked, address = link.lay(locked, chosen, config, asked, root, container)
+            end = (state.lock_path(root, container), address)
+        else:
+            end = link.join(locked.lease, state.name_of(root, container))
     try:
-        hooks = _hooks(facts, pins, locked.plan, address, root, container)
+        hooks = _hooks(facts, pins, locked.plan, end, root, container)
         made = plan.make(asked, ceiling, facts, admit, config.mode, hooks=hooks)
         unseen = admit.unseen if config.mode != "audit" else ""
         if unseen and call.verb == "run" and delegate.kind == "runc":
@@ -68,7 +72,7 @@ def run(call: Call, context: Context) -> int:
 
         record = {**_record(directory.path, config, chosen, made, pins), **told}
         record["network"] = locked.section
-        record.update({key: one for key, one in (("address", address), ("unseen", unseen)) if one})
+        record.update({key: one for key, one in (*zip(("address", "claim"), end[1:]), ("unseen", unseen)) if one})
         waits = bool(unseen) and call.verb == "create"
         state.claim(root, container, record, data, locked.plan, locked.hosts, waits, locked.resolver)
         entry.granted(audit.lowered(made), audit.objections(made, config.mode), audit.denied(made))
@@ -78,18 +82,17 @@ def run(call: Call, context: Context) -> int:
         granted = made.granted["invocation"] if config.mode != "audit" else invocation
         runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
     finally:  # nothing was run
-        if address:
-            state.unlink(address)
+        if end:
+            state.unlink(end[-1])
 
 
 def _hooks(
-    facts: Facts, pins: dict[str, Any], steps: bytes, address: str, root: str, container: str
+    facts: Facts, pins: dict[str, Any], steps: bytes, end: tuple[str, ...], root: str, container: str
 ) -> tuple[dict[str, Any], ...]:
     """Those of ours: a look at what was mounted, the end of a network of ours, and what is done in any network."""
-    path = state.lock_path(root, container)
     looks = [facts.our_hook(root, container)] if any(pins.values()) else []
-    ends = [facts.unlock_hook(path, address)] if address else []
-    return (*looks, *ends, *([facts.lock_hook(path)] if steps else ()))
+    ends = [facts.unlock_hook(*end)] if end else []
+    return (*looks, *ends, *([facts.lock_hook(state.lock_path(root, container))] if steps else ()))
 
 
 def _record(path: str, config: Config, chosen: Policy, made: plan.Plan, pins: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,13 @@ bridge and host's rules, which stay; `hooks.host_state` has the addresses.
 
 from __future__ import annotations
 
+import fcntl
+import posix
+
 from hooks import host_state, labels, netlink, template
 from shim import hostpaths, kernel, state
 from shim.dim import network
-from shim.errors import Refused, reason
+from shim.errors import HostError, Refused, reason
 from shim.lattice import at as value_at
 from shim.verbs import gate
 from shim.verbs.lock import Lock
@@ -67,6 +70,43 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, con
     section[name] = labels.dotted(address)
     resolver = locked.resolver and locked.resolver % section["gateway"].encode()
     return Lock(made, section, locked.hosts, locked.link, resolver), file
+
+
+def join(lease: str, owner: str) -> tuple[str, str, str]:
+    """A claim on the network whose address the file `lease` keeps: while there is one, that address is nobody else's,
+    and the host's lock stays as it is. `owner`: as for host_state.take.
+
+    For the poststop hook (native/nethook.c): a plan, which outlives the network's first container, the lease, and the
+    claim: unlink it where create fails. HostError where the network has just ended.
+    """
+    place, _, address = lease.rpartition("/")
+    members = host_state.members_of(lease)
+    plan = f"{members}/{address}{state.LOCK}"
+    claim = f"{members}/{address}.{posix.getpid()}.{host_state.started('self')}.{owner}"
+    held = [host_state.locked(f"{place}/{host_state.LOCK}")]  # of gc
+    try:
+        held.append(host_state.locked(f"{state.DIRECTORY}/lock"))  # of `net refresh`, which changes plans
+        held.append(posix.open(lease, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW))
+        fcntl.flock(held[-1], fcntl.LOCK_EX)  # of the hooks
+        first = posix.read(held[-1], 64).decode().partition(" ")[0]
+        if not hostpaths.exists(members):
+            posix.mkdir(members, 0o700)
+        if not first.startswith(host_state.ENDED):  # then its plan is that of today
+            part = f"{members}/.{posix.getpid()}"
+            state.unlink(part)
+            posix.link(f"{state.DIRECTORY}/{first}{state.LOCK}", part)
+            posix.rename(part, plan)
+            state.unlink(part)  # rename(2) leaves it where both are one file
+        elif not hostpaths.exists(plan):
+            raise FileNotFoundError(2, "")
+        posix.link(lease, claim)
+    except OSError as error:
+        todo = "create it anew, with whatever has that network"
+        raise HostError("network", lease, reason(error), "a network that somebody lives in", todo) from None
+    finally:
+        for one in held:
+            posix.close(one)
+    return plan, lease, claim
 
 
 def _plan(directory: str, chosen: Policy, section: dict[str, Any], at: At, address: bytes) -> bytes:

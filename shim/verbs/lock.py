@@ -27,19 +27,26 @@ class Lock(Value):
     """`plan`: the file for the hook, b'' where nothing is to be done; `section`: what the network is filtered by, None
     for one that is not; `hosts`: the container's /etc/hosts, b'' where it stays as it is; `link`: 'isolated' or
     'dead-end' where agentshim makes the network (`verbs.link`), '' where the engine does, or nobody; `resolver`: its
-    /etc/resolv.conf, likewise.
+    /etc/resolv.conf, likewise; `lease`: the file that keeps the address of a network of agentshim's that is joined.
     """
 
-    __slots__ = ("plan", "section", "hosts", "link", "resolver")
+    __slots__ = ("plan", "section", "hosts", "link", "resolver", "lease")
 
     def __init__(
-        self, plan: bytes, section: Section, hosts: bytes = b"", link: str = "", resolver: bytes = b""
+        self,
+        plan: bytes,
+        section: Section,
+        hosts: bytes = b"",
+        link: str = "",
+        resolver: bytes = b"",
+        lease: str = "",
     ) -> None:
         self.plan = plan
         self.section = section
         self.hosts = hosts
         self.link = link
         self.resolver = resolver
+        self.lease = lease
 
 
 OPEN = Lock(b"", None)
@@ -159,16 +166,19 @@ def _members(namespace: str) -> list[tuple[dict[str, Any], int]]:
 
 def _joined(members: list[tuple[dict[str, Any], int]], mine: network.Network, facts: Facts) -> Lock:
     """The lock of those who are there, if this policy allows all that it lets through."""
-    locked = next(((one["network"], pid) for one, pid in members if one.get("network")), None)
+    locked = next(((one, pid) for one, pid in members if one.get("network")), None)
     section = None
     if locked:
         from hooks import records
 
         records.leases(f"/proc/{locked[1]}/ns/net")  # HostError unless the kernel has the lock that the record tells of
-        section = {key: value for key, value in locked[0].items() if key != "names"}  # what they led to is in it
+        section = {"digest": locked[0]["digest"], **locked[0]["network"]}  # of the policy that it was made for
+    lease = next((str(one["address"]) for one, _ in members if one.get("address")), "")
+    if section and not lease:
+        section.pop("names", None)  # `net refresh` looks them up for whom they were pinned
     facts.network = network.from_policy(_policys(section) if section else "top")
     if network.leq(facts.network, mine):
-        return Lock(b"", section)
+        return Lock(b"", section, lease=lease)
     policies = ", ".join(sorted({str(one["policy"]) for one, _ in members}))
     asked = f"the network of {members[0][0]['id']}, filtered by {policies if section else 'nothing'}"
     todo = "start it under a policy with the same [network], or give it a network of its own"
@@ -176,5 +186,9 @@ def _joined(members: list[tuple[dict[str, Any], int]], mine: network.Network, fa
 
 
 def _policys(section: dict[str, Any]) -> dict[str, Any]:
-    """A lock's section as a policy has it: `services` says what of the host is granted, at whichever gateway."""
-    return {**section, "outbound": [one for one in section["outbound"] if one[1] != section.get("gateway")]}
+    """A lock's section as a policy has it: `services` says what of the host is granted, at whichever gateway, and what
+    names led to is granted already.
+    """
+    out = {**section, "outbound": [one for one in section["outbound"] if one[1] != section.get("gateway")]}
+    out.pop("names", None)
+    return out

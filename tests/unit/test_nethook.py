@@ -377,7 +377,7 @@ def test_untrusted_plan(stage: Stage, case: str) -> None:
         refused(stage.undo(path), "network: plan: asked ", str(path))
 
 
-ARGUMENTS = ["", "P P", "P redo", "P UNDO", "P undoo", "P und", "P undo P P", "undo P"]
+ARGUMENTS = ["", "P P", "P redo", "P UNDO", "P undoo", "P und", "P undo P P P", "undo P"]
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
@@ -904,6 +904,73 @@ def test_undo_waits_for_who_holds_the_lease_and_does_nothing_when_it_is_gone(fur
             finally:
                 process.kill()
     assert 1 in furnished.host.elements() and lease.exists()
+
+
+def joined(stage: Stage, name: str, lease: Path) -> Path:
+    """A claim of one who joined the network of the lease."""
+    (claim := stage.scratch / name).hardlink_to(lease)
+    return claim
+
+
+@pytest.mark.parametrize("order", ["obc", "boc", "bco", "cbo"])
+def test_the_last_in_a_network_takes_it_back(furnished: Stage, order: str) -> None:
+    """Owner, or one of two who joined: only then elements, lease and the plan of those who joined go."""
+    plan, lease = furnished.write(encode(undone(1))), furnished.lease()
+    (shared := furnished.scratch / "10.0.0.2.net").write_bytes(plan.read_bytes())
+    shared.chmod(0o600)
+    words = {"o": (plan, lease)} | {one: (shared, lease, joined(furnished, one, lease)) for one in "bc"}
+    for place, one in enumerate(order, 1):
+        for _ in range(2):  # a hook that comes again has no part in it any more
+            done = furnished.undo(*words[one])
+            assert (done.returncode, done.stderr) == (0, "")
+            there = place < len(order)
+            assert (1 in furnished.host.elements()) == lease.exists() == there
+            assert shared.exists() == any(other in order[place:] for other in "bc")
+    assert plan.exists() and [path.name for path in furnished.scratch.iterdir() if path.name in "bc"] == []
+
+
+@pytest.mark.parametrize("case", ["lease", "claim"])
+def test_a_claim_on_another_lease(furnished: Stage, case: str) -> None:
+    """The address is another network's by now, or the claim is: elements and lease are, too."""
+    lease = furnished.lease()
+    claim = joined(furnished, "b", lease)
+    if case == "lease":
+        lease.unlink()
+        furnished.lease("-another")
+    else:
+        claim.unlink()
+        (furnished.scratch / "b").write_text("-plan")
+        joined(furnished, "c", claim)
+    done = furnished.undo(encode(undone(1)), lease, claim)
+    assert (done.returncode, done.stderr) == (0, "") and lease.exists() and 1 in furnished.host.elements()
+
+
+def test_a_claim_that_cannot_be_let_go(furnished: Stage) -> None:
+    """Then nothing is taken back: who is in that network is not known."""
+    lease = furnished.lease("-plan")
+    (closed := furnished.scratch / "closed").mkdir()
+    (claim := closed / "b").hardlink_to(lease)
+    closed.chmod(0o500)  # the hook has given up what would let it in
+    refused(furnished.undo(encode(undone(1)), lease, claim), "network: lease: asked ", "net gc")
+    assert lease.exists() and claim.exists() and 1 in furnished.host.elements()
+
+
+def test_a_claim_waits_for_who_holds_the_lease(furnished: Stage) -> None:
+    """gc lets go of it: then whoever is left takes the network back."""
+    plan, lease = furnished.write(encode(undone(1))), furnished.lease("-plan")
+    claim = joined(furnished, "b", lease)
+    with lease.open() as gc:
+        fcntl.flock(gc, fcntl.LOCK_EX)
+        with subprocess.Popen(furnished.command(plan, "undo", lease, claim), stdin=subprocess.DEVNULL) as process:
+            try:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(0.3)
+                claim.unlink()
+                fcntl.flock(gc, fcntl.LOCK_UN)
+                assert process.wait(10) == 0
+            finally:
+                process.kill()
+    assert lease.exists() and 1 in furnished.host.elements()
 
 
 # --- more of doing -------------------------------------------------------------------------------------------------

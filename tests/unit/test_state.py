@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hooks import host_state
 from shim import state
 from shim.errors import Refused
 
@@ -163,3 +164,43 @@ def test_the_first_process_is_none_once_its_number_is_anothers(
     for start, expected in ((started, os.getpid()), (started - 1, 0), (0, 0)):
         (delegate / "a" / file).write_text(json.dumps({keys[0]: os.getpid(), keys[1]: start}))
         assert state.init_of(record) == expected
+
+
+def test_an_owner_that_has_ended_is_not_leaving(delegate: Path, tmp_path: Path) -> None:
+    """Though others live on in its network; and who joined one leaves nothing that needs its record."""
+    lease = tmp_path / "10.207.0.2"
+    record = {"root": str(delegate), "id": "a", "address": str(lease)}
+    assert not state.is_leaving(record)
+    text = f"{state.name_of(str(delegate), 'a')} 1 1\n"
+    for kept, leaving in ((text, True), ("-" + text[1:], False), (text.replace(text[:4], "ffff"), False), ("", False)):
+        lease.write_text(kept)
+        assert state.is_leaving(record) == leaving
+    lease.write_text(text)
+    assert not state.is_leaving({**record, "claim": str(lease)})
+
+
+def test_a_network_is_forsaken_with_the_last_in_it(delegate: Path, directory: Path, tmp_path: Path) -> None:
+    """Cheaply told, for each create: owner and who joined, each by its process or its own record."""
+    lease, members = tmp_path / "net/cell/addresses/10.207.0.2", tmp_path / "net/cell/members"
+    lease.parent.mkdir(parents=True)
+    members.mkdir()
+
+    def forsaken() -> bool:
+        return host_state.forsaken(str(tmp_path / "net"), "cell", str(directory))
+
+    lease.write_text("-owner 0 1\n")
+    assert forsaken()
+    joined = f"10.207.0.2.{{}}.{{}}.{state.name_of(str(delegate), 'b')}"
+    (mine := members / joined.format(os.getpid(), state._started("self"))).touch()
+    assert not forsaken()
+    mine.unlink()
+    (gone := members / joined.format(0, 1)).touch()
+    (members / "10.207.0.2.net").touch()
+    (delegate / "b").mkdir()
+    for told, lives in (({"claim": str(gone)}, True), ({"claim": str(mine)}, False), ({}, False)):
+        directory.mkdir(exist_ok=True)
+        record = {"root": str(delegate), "id": "b", **told}
+        (directory / f"{state.name_of(str(delegate), 'b')}.json").write_text(json.dumps(record))
+        assert forsaken() != lives
+    (members / "10.207.0.20.1.1.x").touch()  # another address's
+    assert host_state.claims(str(lease)) == [str(gone)]

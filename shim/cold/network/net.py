@@ -23,7 +23,7 @@ from shim import kernel, policy, state
 from shim.audit import now
 from shim.cold import audit
 from shim.cold.explain import find
-from shim.cold.network import leases, network_source
+from shim.cold.network import leases, net_agents, network_source
 from shim.cold.policy import compile
 from shim.dim import network
 from shim.errors import HostError, Invalid, Refused, ShimError
@@ -164,7 +164,7 @@ def _named(record: dict[str, Any], protocol: str, host: str, port: int) -> dict[
 
 def _learned(record: dict[str, Any], protocol: str, port: int) -> set[str]:
     """The addresses that learned names have led to, of those that may be reached on a port."""
-    tag, found = labels.tag(record["digest"]), set()
+    tag, found = labels.tag(net_agents.digest_of(record)), set()
     with netlink.Socket(netlink.NETFILTER) as kernels:
         for number, (kind, low, high) in enumerate(host_rules.groups(record["network"].get("learned", ()))):
             if kind == protocol and low <= port <= high:

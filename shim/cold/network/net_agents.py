@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import ipaddress
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,24 +53,83 @@ class Entry(NamedTuple):
 
 
 def alive() -> set[str]:
-    """The names of all records whose container is there or on its way, as hooks.host_state.take is given them."""
-    return {records.name_of(one["root"], one["id"]) for one in records.records()}
+    """Who has an address and is there, or on its way: the name of its record, as hooks.host_state.take is given it; of
+    those that joined a network the claim, which tells a container from another one of that name.
+    """
+    every = [one for one in records.records() if one.get("address")]
+    return {str(one.get("claim") or records.name_of(one["root"], one["id"])) for one in every}
 
 
 def owners(directory: str, profile: str, living: Callable[[], set[str]]) -> dict[str, bool]:
-    """The addresses of a bridge that are taken -> whether by somebody who lives."""
+    """The addresses of a bridge that are taken -> whether by somebody who lives, be it one that joined."""
+    return {name: any(one.values()) for name, one in holders(directory, profile, living).items()}
+
+
+def holders(directory: str, profile: str, living: Callable[[], set[str]]) -> dict[str, dict[Path, bool]]:
+    """The addresses of a bridge that are taken -> its file and the claims on it -> whether its owner, or who joined,
+    lives.
+    """
     place = Path(directory, profile, host_state.ADDRESSES)
-    taken = {path.name: _owner(path) for path in sorted(place.glob("[0-9]*")) if path.suffix != host_state.LEASED}
+    files = [path for path in sorted(place.glob("[0-9]*")) if path.suffix != host_state.LEASED]
+    taken = {
+        file.name: {file: _owner(file)} | {Path(one): _claimant(one) for one in host_state.claims(str(file))}
+        for file in files
+    }
     # Who takes an address writes its record before it ends: asked in this order, one of both is seen.
     names = living() if taken else set()
-    return {name: is_running or owner in names for name, (owner, is_running) in taken.items()}
+    return {
+        name: {path: is_running or owner in names for path, (owner, is_running) in one.items()}
+        for name, one in taken.items()
+    }
+
+
+def let_go(file: Path, parts: dict[Path, bool]) -> None:
+    """Ends what the dead have of an address, as native/nethook.c does: claims, the plan, the address. Under `hold`."""
+    claims = {path: lives for path, lives in parts.items() if path != file}
+    gone = [path for path, lives in claims.items() if not lives]
+    gone += [] if any(claims.values()) else [plan_of(file)]
+    for path in (*gone, *([] if any(parts.values()) else [file])):
+        path.unlink(missing_ok=True)
+    if not parts[file] and any(claims.values()):
+        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(fd, host_state.ENDED.encode(), 0)
+        finally:
+            os.close(fd)
+
+
+def strays(place: Path, taken: Collection[str]) -> list[Path]:
+    """What a kill has left of those who joined, in the directory of a profile, where the address is nobody's."""
+    return [path for path in (place / host_state.MEMBERS).glob("*") if ".".join(path.name.split(".")[:4]) not in taken]
+
+
+def digest_of(record: dict[str, Any]) -> str:
+    """Of the policy that a container's network was made for: of its own, or of the one whose network it joined."""
+    return str((record.get("network") or {}).get("digest") or record["digest"])
+
+
+def plan_of(file: Path) -> Path:
+    """Where the plan of an address is for those who joined."""
+    return Path(host_state.members_of(str(file)), file.name + records.LOCK)
+
+
+def plans_of(file: Path) -> list[Path]:
+    """The plans of those in the network of an address: its owner's, while that lives, and that of whoever joined."""
+    own = Path(records.DIRECTORY, _owner(file)[0] + records.LOCK)
+    return [path for path in (own, plan_of(file)) if path.exists()]
+
+
+def _claimant(claim: str) -> tuple[str, bool]:
+    """As `_owner`, where the claim itself is the name."""
+    _, pid, started = host_state.claimant(claim)
+    return claim, host_state.started(pid) == int(started) != 0
 
 
 def _owner(path: Path) -> tuple[str, bool]:
     """Whose record it is, and whether the process that took the address is still there."""
     try:
         name, pid, started = path.read_text().split()
-        return name, host_state.started(pid) == int(started) != 0
+        return name, host_state.started(pid) == int(started) != 0 and not name.startswith(host_state.ENDED)
     except FileNotFoundError:
         return "", False
     except (OSError, ValueError):
@@ -107,18 +166,20 @@ def agents(directory: str) -> list[Agent]:
     The interface tells that the hook has done its steps, elements first: of one on its way they are not put in before
     it, which would find them taken.
     """
-    found = []
+    found: dict[Path, Agent] = {}
     for record in records.records():
         file = Path(str(record.get("address") or ""))
         if file.parts[: len(Path(directory).parts)] == Path(directory).parts:
             one = Agent(record, address_of(file.name), file)
-            found += [one] if _is_there(one) else []
-    return found
+            if (file not in found or not record.get("claim")) and _is_there(one):
+                found[file] = one  # whoever joined stands for an owner that has ended
+    return list(found.values())
 
 
 def _is_there(one: Agent) -> bool:
-    owner, is_running = _owner(one.file)
-    mine = owner == records.name_of(one.record["root"], one.record["id"])
+    claim = one.record.get("claim")
+    owner, is_running = _claimant(claim) if claim else _owner(one.file)
+    mine = Path(claim).exists() if claim else owner == records.name_of(one.record["root"], one.record["id"])
     init = records.init_of(one.record)
     runs = is_running if init == 0 else not host_state.is_over(str(init))
     return mine and runs and Path(host_state.INTERFACES, labels.host_end(one.address)).exists()
@@ -126,9 +187,11 @@ def _is_there(one: Agent) -> bool:
 
 def _steps(one: Agent) -> tuple[plan.Step, ...]:
     """Its plan. ShimError where that is lost or torn."""
-    kept = Directory(records.DIRECTORY)
+    own = Path(records.lock_path(one.record["root"], one.record["id"]))
+    file = plan_of(one.file) if one.record.get("claim") else own
+    kept = Directory(str(file.parent))
     try:
-        return plan.decode(kept.read(records.name_of(one.record["root"], one.record["id"]) + records.LOCK)[0])
+        return plan.decode(kept.read(file.name)[0])
     finally:
         os.close(kept.fd)
 

@@ -21,7 +21,7 @@ from typing import Any
 from hooks import fingerprint, host, host_rules, host_state, labels, nft, nft_ask, nft_read
 from shim import state as records
 from shim.cold.network import bridges, net_agents, net_others, net_up, resolver
-from shim.cold.network.net_agents import Element, alive, elements, hold, owners
+from shim.cold.network.net_agents import Element, alive, elements, hold, holders, let_go, owners, strays
 from shim.cold.network.net_up import Host
 from shim.errors import HostError, Refused, reason
 
@@ -56,13 +56,17 @@ def _collected(here: Host, profile: str, living: Callable[[], set[str]]) -> tupl
         return 0, 0
     held = [host_state.locked(str(place / host_state.LOCK))]
     try:
-        taken = owners(here.directory, profile, living)
-        dead = [name for name, lives in taken.items() if not lives]
-        held += [fd for name in dead if (fd := hold(place / name)) is not None]
+        parts = holders(here.directory, profile, living)
+        taken = {name: any(one.values()) for name, one in parts.items()}
+        ended = [name for name, one in parts.items() if not all(one.values())]
+        some = {name: fd for name in ended if (fd := hold(place / name)) is not None}
+        held += some.values()
         stale = [one for one in elements(here.netfilter, subnet) if not taken.get(str(_address(one)))]
         count = _dropped(here, [one for one, _ in stale])
-        for name in dead:
-            (place / name).unlink(missing_ok=True)
+        for name in some:
+            let_go(place / name, parts[name])
+        for path in strays(place.parent, taken):
+            path.unlink(missing_ok=True)
         for path in place.glob("*" + host_state.LEASED):
             if not taken.get(path.stem):
                 path.unlink(missing_ok=True)
@@ -70,7 +74,7 @@ def _collected(here: Host, profile: str, living: Callable[[], set[str]]) -> tupl
         for path in (*place.glob(".[0-9]*"), *place.parent.glob(f".{host_state.PLAN}.[0-9]*")):
             if not host_state.started(path.name.rpartition(".")[2]):
                 path.unlink(missing_ok=True)
-        return count, len(dead)
+        return count, sum(not taken[name] for name in some)
     finally:
         for one in held:
             os.close(one)
@@ -112,7 +116,7 @@ def _forgotten(here: Host, grace: float, mark: int) -> int:
     there = elements(here.netfilter)
     wanted |= {data.decode().rpartition("_")[2] for (_, name, _, _), data in there if name == "policies_out"}
     # After a flush no element tells: what a running container has is put back only where its policy's rules are.
-    wanted |= {labels.tag(one["digest"]) for one in records.records() if one.get("address")}
+    wanted |= {labels.tag(net_agents.digest_of(one)) for one in records.records() if one.get("address")}
     for path in Path(here.directory).glob("*/*.nft"):
         if path.stem not in wanted and path.stat().st_mtime <= time.time() - grace:
             path.unlink()  # first, so that no repair loads them anew

@@ -17,7 +17,7 @@ from typing import Any
 from hooks import host_state
 from shim import state, wire
 from shim.bundle import Directory
-from shim.cold.network.net_agents import alive, owners
+from shim.cold.network.net_agents import alive, hold, holders, let_go, owners, strays
 from shim.errors import HostError, Invalid, reason
 from shim.verbs.link import LANS
 
@@ -106,10 +106,13 @@ def _collected(directory: str, profile: str, living: Callable[[], set[str]]) -> 
         return 0
     held = host_state.locked(str(place / host_state.LOCK))
     try:
-        taken = owners(directory, profile, living)
-        dead = [name for name, lives in taken.items() if not lives]
-        for name in dead:
-            (place / name).unlink(missing_ok=True)
-        return len(dead)
+        parts = holders(directory, profile, living)
+        for name, one in parts.items():
+            if not all(one.values()) and (fd := hold(place / name)) is not None:
+                let_go(place / name, one)
+                os.close(fd)
+        for path in strays(place.parent, parts):
+            path.unlink(missing_ok=True)
+        return sum(not any(one.values()) for one in parts.values())
     finally:
         os.close(held)

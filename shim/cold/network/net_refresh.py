@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hooks import (
@@ -245,7 +246,7 @@ def _others(record: Record, place: str, section: Record) -> list[Record]:
     others = [one for one, pid in lives if kernel.namespace_of(pid, "network") == namespace]
     others = [one for one in others if (one["root"], one["id"]) != (record["root"], record["id"])]
     granted = network.from_policy({key: value for key, value in section.items() if key != "names"})
-    for other in others:
+    for other in (*others, *([record] if record.get("claim") else ())):
         ceiling = network.from_policy(policy.load(other["policy"], policy.config()).sections["network"])
         if not network.leq(granted, ceiling):
             asked = f"what {record['id']} may reach now, for {other['id']} in the same network"
@@ -272,22 +273,23 @@ def _said(record: Record, pins: Pins) -> list[str]:
 def _tell_plan(record: Record, directory: str, pinned: set[Element], held: int) -> None:
     """The plan takes back, at the container's end, all that the host's lock has or is about to have."""
     section = record["network"]
-    bridge = host_state.bridge(directory, record["policy"])
+    bridge = host_state.bridge(directory, section["profile"])
     if bridge is None:
-        raise HostError("network", record["policy"], "no bridge", "that of the container", "agentshim net up")
+        raise HostError("network", section["profile"], "no bridge", "that of the container", "agentshim net up")
     port = link.Port(0, address_of(bridge["gateway"]), 0, address_of(section["address"]))
-    fixed = host.entries(port, labels.tag(record["digest"]), (), section["at_host"])
+    fixed = host.entries(port, labels.tag(net_agents.digest_of(record)), (), section["at_host"])
     every = [one[:4] for one in fixed] + [(nft_ask.INET, *one) for one in sorted(pinned)]
     undo = nft.mixed(host.drop(every))
-    kept, name = Directory(state.DIRECTORY), state.name_of(record["root"], record["id"]) + state.LOCK
-    try:
-        steps = [
-            plan.Step(one.room, one.family, one.do, undo, one.acks, one.words) if _is_enter(one) else one
-            for one in plan.decode(kept.read(name)[0])
-        ]
-        kept.replace(name, plan.encode(steps), os.fstat(held))
-    finally:
-        os.close(kept.fd)
+    for file in net_agents.plans_of(Path(record["address"])):
+        kept = Directory(str(file.parent))
+        try:
+            steps = [
+                plan.Step(one.room, one.family, one.do, undo, one.acks, one.words) if _is_enter(one) else one
+                for one in plan.decode(kept.read(file.name)[0])
+            ]
+            kept.replace(file.name, plan.encode(steps), os.fstat(held))
+        finally:
+            os.close(kept.fd)
 
 
 def _is_enter(step: plan.Step) -> bool:
@@ -305,12 +307,13 @@ def _done(record: Record, doors: list[Door], members: list[Record], section: Rec
             turned.append(door)
         if not state.init_of(record):  # its plan may have been undone already, without what was opened just now
             raise HostError("network", record["id"], "no process", "a running container", "it has just ended")
-        _tell_container(record, section["pins"])
+        for one in members:
+            _tell_container(one, section["pins"])
         _keep(members, section, held)
     except BaseException:
         for back in (
             *(partial(door.turn, door.back) for door in reversed(turned)),
-            partial(_tell_container, record, old),
+            *(partial(_tell_container, one, old) for one in members),
         ):
             with suppress(ShimError):  # each, and the first error is the one to show
                 back()

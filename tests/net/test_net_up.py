@@ -601,6 +601,20 @@ def test_gc_takes_what_has_no_owner_and_nothing_else(lab: Bare, place: str) -> N
     assert [rule for rule in labs.bare(lab.rules()) if "rule" in rule] == before and ready(lab, place)
 
 
+def test_gc_forgets_neighbours_that_were_killed(lab: Bare, place: str) -> None:
+    """A hook tells the bridge for ever who has an address; nobody takes that back for a container that was killed."""
+    made, _ = up(lab, place)
+    lives, dead = (enter(lab, place, name, made) for name in ("alive", "dead"))
+    free, asked = "10.207.0.77", "10.207.0.78"
+    ip = ["ip", "netns", "exec", lab.c, "ip", "neigh"]
+    for address in (labels.dotted(lives), labels.dotted(dead), free):
+        subprocess.run([*ip, "add", address, "lladdr", "02:a5:00:00:00:01", "dev", "as-web"], check=True)
+    subprocess.run([*ip, "add", asked, "lladdr", "02:a5:00:00:00:01", "dev", "as-web", "nud", "stale"], check=True)
+    gc(lab, place, {"alive"})
+    left = subprocess.run([*ip, "show", "dev", "as-web"], capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in left.splitlines()} == {labels.dotted(lives), asked}
+
+
 def lease(address: bytes) -> None:
     with netlink.Socket(netlink.NETFILTER) as kernel:
         key = host.flow_key(address, "tcp", bytes(4), 1)

@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def _collected(here: Host, profile: str, living: Callable[[], set[str]]) -> tupl
             let_go(place / name, parts[name])
         for path in strays(place.parent, taken):
             path.unlink(missing_ok=True)
+        _forget(here, profile, taken)
         for path in place.glob("*" + host_state.LEASED):
             if not taken.get(path.stem):
                 path.unlink(missing_ok=True)
@@ -78,6 +80,17 @@ def _collected(here: Host, profile: str, living: Callable[[], set[str]]) -> tupl
     finally:
         for one in held:
             os.close(one)
+
+
+def _forget(here: Host, profile: str, taken: dict[str, bool]) -> None:
+    """Ends what the kernel was told of neighbours that are gone: a container that was killed leaves it."""
+    there = here.links.get(str(here.state(profile).get("bridge")))
+    if there is None:
+        return
+    for address in bridges.neighbours(here.route, there.number):
+        if not taken.get(labels.dotted(address)):
+            with suppress(FileNotFoundError):  # its own hook was faster
+                bridges.forget(here.route, there.number, address)
 
 
 def _address(one: tuple[Element, bytes]) -> ipaddress.IPv4Address:

@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -562,20 +563,26 @@ static const char *hold(const char *lease, const char *claim, const char *path) 
     return copy;
 }
 
-/* A netfilter socket that has deleted elements waits, where it is closed last, until no packet can see them (6 ms), and
- * the delegate waits for our end. So a child keeps the sockets until then: it may only read, and waits for our end. */
-static void stand_in(void) {
-    int ends[2];
+static int until_our_end(void *pipe) {
+    const int *ends = pipe;
     char byte;
+    close(STDERR_FILENO);
+    close(ends[1]);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0)
+        (void)!read(ends[0], &byte, 1);
+    syscall(SYS_exit, 0);
+    return 0;
+}
+
+/* A netfilter socket that has deleted elements waits, where it is closed last, until no packet can see them (6 ms), and
+ * the delegate waits for our end. So a child keeps the sockets until then: it may only read, and waits for our end. Our
+ * memory is its own, which takes half the time of a copy. */
+static void stand_in(void) {
+    static char stack[1 << 14] __attribute__((aligned(16)));
+    static int ends[2];
     if (pipe2(ends, O_CLOEXEC))
         return; /* as without it: later, no more */
-    if (fork() == 0) {
-        close(STDERR_FILENO);
-        close(ends[1]);
-        if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0)
-            (void)!read(ends[0], &byte, 1);
-        syscall(SYS_exit, 0);
-    }
+    (void)!clone(until_our_end, stack + sizeof stack, CLONE_VM | SIGCHLD, ends);
     close(ends[0]);
 }
 

@@ -178,6 +178,12 @@ static int pid_of(const char *text) {
     return *text == '}' && *blanks(text + 1) == '\0' && pid ? pid : -1;
 }
 
+/* The end where nothing is to be done: whoever writes the state is not cut off. */
+static _Noreturn void leave(void) {
+    (void)read_all(STDIN_FILENO, state, sizeof state);
+    _exit(0);
+}
+
 static int read_pid(void) {
     ssize_t length = read_all(STDIN_FILENO, state, sizeof state);
     if (length < 0)
@@ -275,7 +281,7 @@ static void read_plan(const char *path, bool over) {
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
     if (fd < 0 && errno == ENOENT && over)
-        _exit(0);
+        leave();
     if (fd < 0)
         fail("plan", path, reason(errno), "create the container anew");
     if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != 0 || st.st_mode & (S_IWGRP | S_IWOTH))
@@ -545,19 +551,19 @@ static const char *hold(const char *lease, const char *claim, const char *path) 
     struct stat st, now = {0};
     int fd = open(claim ? claim : lease, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
     if (fd < 0 && errno == ENOENT)
-        _exit(0);
+        leave();
     if (fd < 0 || flock(fd, LOCK_EX) || fstat(fd, &st) || read(fd, text, sizeof text - 1) < 0 ||
         (stat(lease, &now) && errno != ENOENT))
         fail("lease", lease, reason(errno), "take it back by hand: agentshim net gc");
     if (now.st_ino != st.st_ino || !(claim || is_namesake(text, path)))
-        _exit(0);
+        leave();
     bool last = st.st_nlink == (claim ? 2 : 1);
     int mark = claim || last ? -1 : open(lease, O_WRONLY | O_CLOEXEC);
     /* With the last claim the plan of all who joined goes: the owner has its own. */
     if ((claim ? unlink(claim) : !last && pwrite(mark, "-", 1, 0) != 1) || (claim && last && unlink(path)))
-        errno == ENOENT ? _exit(0) : fail("lease", lease, reason(errno), "take it back by hand: agentshim net gc");
+        errno == ENOENT ? leave() : fail("lease", lease, reason(errno), "take it back by hand: agentshim net gc");
     if (!last || (claim && *text != '-'))
-        _exit(0);
+        leave();
     need(copy != MAP_FAILED && strlen(lease) < sizeof text, "lease", "memory for its path");
     need(mprotect(strcpy(copy, lease), sizeof text, PROT_READ) == 0, "lease", "memory that stays as it is");
     return copy;
@@ -566,50 +572,44 @@ static const char *hold(const char *lease, const char *claim, const char *path) 
 static int until_our_end(void *pipe) {
     const int *ends = pipe;
     char byte;
+    close(STDIN_FILENO);
     close(STDERR_FILENO);
     close(ends[1]);
     if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0)
         (void)!read(ends[0], &byte, 1);
-    syscall(SYS_exit, 0);
-    return 0;
+    return (int)syscall(SYS_exit, 0);
 }
 
 /* A netfilter socket that has deleted elements waits, where it is closed last, until no packet can see them (6 ms), and
- * the delegate waits for our end. So a child keeps the sockets until then: it may only read, and waits for our end. Our
- * memory is its own, which takes half the time of a copy. */
+ * the delegate waits for our end. So a child, in our memory, keeps the sockets until then, and may only read. */
 static void stand_in(void) {
     static char stack[1 << 14] __attribute__((aligned(16)));
     static int ends[2];
-    if (pipe2(ends, O_CLOEXEC))
-        return; /* as without it: later, no more */
-    (void)!clone(until_our_end, stack + sizeof stack, CLONE_VM | SIGCHLD, ends);
-    close(ends[0]);
+    if (pipe2(ends, O_CLOEXEC) == 0 && clone(until_our_end, stack + sizeof stack, CLONE_VM | SIGCHLD, ends) > 0)
+        close(ends[0]); /* without a child we end later, no more */
 }
 
 int main(int argc, char **argv) {
-    if (fcntl(STDERR_FILENO, F_GETFD) < 0)
-        _exit(1); /* a socket would take its place, and be written to */
+    if (fcntl(STDERR_FILENO, F_GETFD) < 0 || (fcntl(STDIN_FILENO, F_GETFD) < 0 && open("/dev/null", O_RDONLY)))
+        _exit(1); /* a socket would take its place, and be written to, or read */
     bool over = argc > 2 && argc < 6 && strcmp(argv[2], "undo") == 0, fine = argc == 2 || over;
     if (!fine || getauxval(AT_SECURE))
-        fail("call", fine ? "a set-id file" : "other arguments", "agentshim-net PLAN [undo [LEASE [CLAIM]]]",
-             "let create write it");
+        fail("call", fine ? "a set-id file" : "other arguments", "PLAN [undo [LEASE [CLAIM]]]", "let create write it");
     give_up_most(over);
-    int pid = over ? 0 : read_pid();
-    if (over)
-        (void)read_all(STDIN_FILENO, state, sizeof state); /* whoever writes it is not cut off */
-    close(STDIN_FILENO);
     close(STDOUT_FILENO);
     read_plan(argv[1], over);
-    if (!over)
-        open_namespace(pid);
     open_sockets(HOST);
-    if (over)
+    const char *lease = NULL;
+    if (over) {
         stand_in();
-    const char *lease = over && argc > 3 ? hold(argv[3], argv[4], argv[1]) : NULL;
-    if (!over) {
+        lease = argc > 3 ? hold(argv[3], argv[4], argv[1]) : NULL;
+        (void)read_all(STDIN_FILENO, state, sizeof state);
+    } else {
+        open_namespace(read_pid()); /* last: runc begins to write the state when we begin */
         need(setns(NETNS, CLONE_NEWNET) == 0, "namespace", "to enter it");
         open_sockets(CONTAINER);
     }
+    close(STDIN_FILENO);
     give_up_rest(lease);
 #ifdef PROBE
     PROBE; /* tests: what could still be done from here on */

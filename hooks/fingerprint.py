@@ -27,7 +27,8 @@ def taken(kernel: Socket) -> bytes:
         except FileNotFoundError:
             told.update(b"none")
         for part in kernel.parts(list_rules(TABLE, family)):
-            # In the heads, and by chance of 2^-96 elsewhere: who asked, and how often any table was changed.
+            # Not told: who asked, and how often any table was changed. Elsewhere these bytes stand by chance alone, and
+            # then the rules are loaded once more.
             told.update(part.replace(part[_WHO : HEADER + HEAD], b""))
     return told.digest()
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from hooks import nft
 from hooks.chains import rules
 from hooks.grants import inbound, outbound
+from hooks.labels import TABLE
 from hooks.netlink import NETFILTER
 from hooks.plan import CONTAINER, Step
 from shim.errors import Refused
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     Network = dict[str, Any]
 
-TABLE = "agentshim"
 LEASES = 1024
 ROWS = 4096
 REFUSED_ROWS = 1024  # nothing but a record ends where these are full, and the kernel clears 16 bytes for each row

@@ -39,14 +39,9 @@ def entries(payloads: Iterable[bytes]) -> dict[tuple[bytes, bytes], bytes]:
     return found
 
 
-def bodies(payloads: Iterable[bytes]) -> list[tuple[int, bytes]]:
-    """(family, what is said) of each answer."""
-    return [(payload[0], payload[HEAD:]) for payload in payloads]
-
-
-def chain_of(body: bytes) -> str:
+def chain_of(payload: bytes) -> str:
     """The chain of a rule in a dump of them."""
-    return string(dict(attributes(body))[2])
+    return string(dict(attributes(payload[HEAD:]))[2])
 
 
 def _target(nest: bytes) -> bytes:

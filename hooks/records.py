@@ -16,7 +16,8 @@ from hooks import nft, nft_ask, nft_read
 from hooks.chains import HARD4, HARD6
 from hooks.grants import KEY6, KEYS, LAST_PORT, NAMES, PROTOCOLS, address_of
 from hooks.host import flow_key
-from hooks.lock import LEASES, TABLE
+from hooks.labels import TABLE
+from hooks.lock import LEASES
 from hooks.netlink import NETFILTER, Socket
 from shim.errors import HostError, Invalid, Refused, ShimError, reason
 

@@ -3,8 +3,8 @@
  *
  * Belongs here: replaying netlink messages that are already made, and giving up all authority that this does not need.
  * Next door: hooks/plan.py writes the plan and says what it means. Nothing of a message is understood here but its
- * length, its flags and whether a batch is closed; no policy is decided, no file is written, and nothing
- * is forked but a stand-in that closes sockets.
+ * length, its flags and whether a batch is closed; no policy is decided, no file is written but one byte of a lease,
+ * and nothing is forked but a stand-in that closes sockets.
  *
  * The delegate runs `agentshim-net PLAN` as a createRuntime hook in the host's namespaces, as root, with the state of
  * the container on stdin, and `agentshim-net PLAN undo [LEASE [CLAIM]]` as a poststop hook: LEASE is the file that keeps
@@ -602,8 +602,8 @@ int main(int argc, char **argv) {
     const char *lease = NULL;
     if (over) {
         stand_in();
+        (void)read_all(STDIN_FILENO, state, sizeof state); /* before any lock: whoever writes it may be slow */
         lease = argc > 3 ? hold(argv[3], argv[4], argv[1]) : NULL;
-        (void)read_all(STDIN_FILENO, state, sizeof state);
     } else {
         open_namespace(read_pid()); /* last: runc begins to write the state when we begin */
         need(setns(NETNS, CLONE_NEWNET) == 0, "namespace", "to enter it");

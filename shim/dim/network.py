@@ -59,6 +59,7 @@ class Network(Value):
         self.services = services
         self.dns = dns
         self.icmp = icmp
+        self._section = {}
 
     @classmethod
     def of(cls, section: dict[str, Any]) -> Network:

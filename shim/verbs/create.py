@@ -52,6 +52,8 @@ def run(call: Call, context: Context) -> int:
     # Where the policy lets a container mount anything, or only watches, an exchange gains nothing.
     pins = _pins(asked, facts) if ceiling["mounts"] != mounts.TOP and config.mode != "audit" else {}
     admit = gate.Admitter(delegate)
+    if locked.plan or locked.link:
+        _after_the_last(root, container, config)
     end: tuple[str, ...] = ()  # of a network of ours: its plan, the file that keeps its address, a claim on it
     if locked.link or locked.lease:
         gate.bring("link")
@@ -82,8 +84,19 @@ def run(call: Call, context: Context) -> int:
         granted = made.granted["invocation"] if config.mode != "audit" else invocation
         runc.execute(delegate, runc.lowered(call, granted), env, granted, context.ignored)
     finally:  # nothing was run
-        if end:
+        if locked.lease:
+            link.withdraw(end[-1], config.mark)
+        elif end:
             state.unlink(end[-1])
+
+
+def _after_the_last(root: str, container: str, config: Config) -> None:
+    """Ends the last container of this id, if its hook has not: that would take our plan for its own."""
+    before = state.load(root, container)
+    if before and state.is_leaving(before):
+        from shim.cold.network import net_down
+
+        net_down.gc(mark=config.mark)
 
 
 def _hooks(

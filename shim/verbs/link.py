@@ -13,7 +13,7 @@ import posix
 from hooks import host_state, labels, netlink, template
 from shim import hostpaths, kernel, state
 from shim.dim import network
-from shim.errors import HostError, Refused, reason
+from shim.errors import HostError, Refused, ShimError, reason
 from shim.lattice import at as value_at
 from shim.verbs import gate
 from shim.verbs.lock import Lock
@@ -37,13 +37,6 @@ def lay(locked: Lock, chosen: Policy, config: Config, spec: Spec, root: str, con
     made.
     """
     section: dict[str, Any] = dict(locked.section)
-    before = state.load(root, container)
-    if before and state.is_leaving(before):
-        from shim.cold.network import (
-            net_down,  # the last one of this id: its hook would take this one's plan for its own
-        )
-
-        net_down.gc(mark=config.mark)
     six = hostpaths.exists("/proc/net/if_inet6")
     if "macvlan" in section:
         there = section["macvlan"]
@@ -107,6 +100,27 @@ def join(lease: str, owner: str) -> tuple[str, str, str]:
         for one in held:
             posix.close(one)
     return plan, lease, claim
+
+
+def withdraw(claim: str, mark: int) -> None:
+    """The end of a claim whose container was never run, and of the network where all others have ended meanwhile."""
+    try:
+        fd = posix.open(claim, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # of the hooks, which count claims
+        state.unlink(claim)
+        alone = posix.fstat(fd).st_nlink == 1 and posix.read(fd, 1).decode() == host_state.ENDED
+    finally:
+        posix.close(fd)
+    if alone:
+        from shim.cold.network import net_down
+
+        try:
+            net_down.gc(mark=mark)
+        except ShimError:
+            pass  # a later create, or `net gc`, does; why nothing was run is what is to be told
 
 
 def _plan(directory: str, chosen: Policy, section: dict[str, Any], at: At, address: bytes) -> bytes:

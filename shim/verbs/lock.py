@@ -176,7 +176,7 @@ def _joined(members: list[tuple[dict[str, Any], int]], mine: network.Network, fa
     lease = next((str(one["address"]) for one, _ in members if one.get("address")), "")
     if section and not lease:
         section.pop("names", None)  # `net refresh` looks them up for whom they were pinned
-    facts.network = network.from_policy(_policys(section) if section else "top")
+    facts.network = network.from_policy(of_policy(section) if section else "top")
     if network.leq(facts.network, mine):
         return Lock(b"", section, lease=lease)
     policies = ", ".join(sorted({str(one["policy"]) for one, _ in members}))
@@ -185,7 +185,7 @@ def _joined(members: list[tuple[dict[str, Any], int]], mine: network.Network, fa
     raise Refused(network.NAME, "join", asked, "a network that lets through no more than its own policy", todo)
 
 
-def _policys(section: dict[str, Any]) -> dict[str, Any]:
+def of_policy(section: dict[str, Any]) -> dict[str, Any]:
     """A lock's section as a policy has it: `services` says what of the host is granted, at whichever gateway, and what
     names led to is granted already.
     """

@@ -90,6 +90,7 @@ class TestNoAnswerIsNoAnswer:
     def test_what_was_granted(self, error: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """exec and update would have gone on with the host limit; and a create would have swept the record away."""
         monkeypatch.setattr(state, "DIRECTORY", str(tmp_path))
+        Path(tmp_path, state.name_of("/r", "c") + state.RECORD).write_text("{}")
         monkeypatch.setattr(bundle.Directory, "__init__", lambda self, path, shared=False: setattr(self, "path", path))
         monkeypatch.setattr(bundle.Directory, "fd", 0, raising=False)
         monkeypatch.setattr("posix.open", failing(error))

@@ -29,8 +29,8 @@ def text(elements: dict[str, list[str]], six: bool, dns: bool, icmp: bool, rows:
         lines.append(f"set outbound{f} {{ {key} flags interval; {_elements(elements.get('outbound' + f))} }}")
         lines.append(f"set hosts{f} {{ {key} {_elements(elements.get('hosts' + f))} }}")
         lines.append(f"set leased{f} {{ {key} flags timeout; size 1024; }}")
-        for name in ("flows", "denied", "refused"):
-            lines.append(f"set {name}{f} {{ {key} flags dynamic; size {rows}; counter; }}")
+        for name, most in (("flows", rows), ("denied", min(rows, 1024)), ("refused", min(rows, 1024))):
+            lines.append(f"set {name}{f} {{ {key} flags dynamic; size {most}; counter; }}")
     lines.append(
         f"set inbound {{ type inet_proto . inet_service; flags interval; {_elements(elements.get('inbound'))} }}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hooks import records
+from hooks import labels, records
 from shim.errors import HostError, Invalid, Refused
 from tests.net.lab import CONTAINER4, FAR4, FAR6, METADATA, Lab
 
@@ -177,7 +177,7 @@ def test_full_leases_say_so(lab: Lab) -> None:
     lab.load({})
     keys = [KEY4.pack(6, bytes((203, 0, 113, n & 255)), 1 + (n >> 8)) for n in range(lock.LEASES)]
     with records.opened(lab.path) as kernel:
-        kernel.ask(nft.batch([nft.lease(lock.TABLE, "leased", key, 60_000) for key in keys]), 1)
+        kernel.ask(nft.batch([nft.lease(labels.TABLE, "leased", key, 60_000) for key in keys]), 1)
     assert len(records.leases(lab.path)) == lock.LEASES
     with pytest.raises(HostError, match="1024 leases are there"):
         records.lease_add(lab.path, "tcp", "198.51.100.1", 443, 1000)

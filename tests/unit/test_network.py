@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from shim import kernel
 from shim.cold.network import network_source
 from shim.dim import network
-from shim.errors import Invalid
+from shim.errors import Invalid, Refused
 
 FIRST = 0x0A000000  # 10.0.0.0
 PORTS = range(4)
@@ -277,3 +277,27 @@ def test_any_is_every_public_address_and_no_other() -> None:
         assert not reached(shut)
     for open_ in ("1.1.1.1", "9.255.255.255", "11.0.0.0", "172.15.255.255", "172.32.0.0", "223.255.255.255"):
         assert reached(open_)
+
+
+@pytest.mark.parametrize("mode", ["auto", "confine", "isolated"])
+def test_what_no_plan_holds_is_refused_before_a_start(mode: str) -> None:
+    every = [f"tcp:198.{18 + (n >> 16)}.{n >> 8 & 255}.{n & 255}:1-2" for n in range(10_001)]
+    with pytest.raises(Refused, match="10001 grants"):
+        network_source.expand({"mode": mode, "outbound": every}, set(every))
+
+
+def test_a_value_shows_what_it_is_whether_it_was_read_or_not() -> None:
+    section = {"mode": "confine", "outbound": [["tcp", "203.0.113.5", 443, 443]]}
+    lazy, read = network.from_policy(section), network.from_policy(section)
+    assert read.outbound and lazy == read and hash(lazy) == hash(read)
+    for one in (network.TOP, network.BOTTOM, network.meet(read, lazy), network.from_policy(section)):
+        assert repr(one).startswith("Network(open=")
+
+
+def test_an_unfiltered_network_needs_no_grant_to_be_read() -> None:
+    """A section that cannot be read shows that it is not: what a start is met with is most often unfiltered."""
+    torn = network.from_policy({"mode": "confine", "outbound": [["tcp", "no address", 1, 1]]})
+    assert network.meet(network.TOP, torn) is torn and network.meet(torn, network.TOP) is torn
+    assert network.meet(torn, torn) is torn and torn != network.TOP
+    with pytest.raises(OSError, match="illegal IP address"):
+        network.leq(network.BOTTOM, torn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 
 from hooks import host_state
 from shim import state
+from shim.cold.network import net_agents, net_down
 from shim.errors import Refused
+from shim.verbs import link
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: records must be root's")
 
@@ -204,3 +207,31 @@ def test_a_network_is_forsaken_with_the_last_in_it(delegate: Path, directory: Pa
         assert forsaken() != lives
     (members / "10.207.0.20.1.1.x").touch()  # another address's
     assert host_state.claims(str(lease)) == [str(gone)]
+
+
+def test_an_address_that_was_released_while_somebody_waited_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook of the last one was faster than gc: there is nothing left to take back, or to write into."""
+    lease = tmp_path / "10.207.0.2"
+    lease.write_text("-name 1 1")
+    monkeypatch.setattr(fcntl, "flock", lambda fd, how: lease.unlink())
+    before = os.listdir("/proc/self/fd")
+    assert net_agents.hold(lease) is None
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(("text", "others", "collects"), [("-name 1 1", 0, 1), ("-name 1 1", 1, 0), ("name 1 1", 0, 0)])
+def test_a_claim_is_withdrawn_and_the_last_one_with_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, others: int, collects: int
+) -> None:
+    """A create that fails behind its claim: whoever ended meanwhile has counted it, and left the network to it."""
+    lease, claim = tmp_path / "10.207.0.2", tmp_path / "claim"
+    lease.write_text(text)
+    for path in (claim, *(tmp_path / f"other{number}" for number in range(others))):
+        os.link(lease, path)
+    found: list[int] = []
+    monkeypatch.setattr(net_down, "gc", lambda mark: found.append(mark))
+    link.withdraw(str(claim), 7)
+    link.withdraw(str(claim), 7)
+    assert lease.exists() and not claim.exists() and found == [7] * collects

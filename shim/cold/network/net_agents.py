@@ -137,12 +137,15 @@ def _owner(path: Path) -> tuple[str, bool]:
 
 
 def hold(path: Path) -> int | None:
-    """An address's file, locked: a poststop hook of its owner's that comes late waits. None where that was faster."""
+    """An address's file, locked: a poststop hook that comes late waits. None where one was faster."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     fcntl.flock(fd, fcntl.LOCK_EX)
+    if os.fstat(fd).st_nlink == 0:  # it was released while we waited
+        os.close(fd)
+        return None
     return fd
 
 

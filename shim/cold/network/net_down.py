@@ -149,8 +149,7 @@ def _unloaded(here: Host, mark: int) -> int:
 
 def _loaded(here: Host) -> set[str]:
     """The tags of the policies in the kernel."""
-    told = nft_read.bodies(here.netfilter.dump(nft_ask.list_rules(labels.TABLE, nft_ask.INET)))
-    chains = {nft_read.chain_of(body) for _, body in told}
+    chains = set(map(nft_read.chain_of, here.netfilter.dump(nft_ask.list_rules(labels.TABLE, nft_ask.INET))))
     return {name[4:] for name in chains if name.startswith("out_")}
 
 

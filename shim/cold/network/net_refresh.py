@@ -25,7 +25,6 @@ from hooks import (
     host_state,
     labels,
     link,
-    lock,
     netlink,
     nft,
     nft_ask,
@@ -40,6 +39,7 @@ from shim.cold import audit
 from shim.cold.network import net_agents, network_source
 from shim.dim import invocation, network
 from shim.errors import HostError, Invalid, Refused, ShimError, reason
+from shim.verbs.lock import of_policy
 
 Element = tuple[str, bytes, bytes]  # set, key, last key
 Peer = tuple[str, str, int, int]  # protocol, address, first port, last port
@@ -101,7 +101,7 @@ def _asked(record: Record) -> Pins:
         assert isinstance(spec, dict)
         sources = kernel.gather(spec, record["bundle"], invocation.BOTTOM).sources
         engine = docker.asked(spec, sources, record["id"])
-    return names.resolve(section, kernel.addresses(), engine)
+    return names.resolve(section, kernel.addresses(six=not record.get("address")), engine)  # as at the start
 
 
 def _still(record: Record) -> Record:
@@ -164,15 +164,15 @@ class Door:
 
 
 def _messages(gone: set[Element], new: set[Element]) -> list[nft.Message]:
-    ends = [nft.release(lock.TABLE, *one) for one in sorted(gone)]
-    return ends + [nft.entry(lock.TABLE, *one) for one in sorted(new)]
+    ends = [nft.release(labels.TABLE, *one) for one in sorted(gone)]
+    return ends + [nft.entry(labels.TABLE, *one) for one in sorted(new)]
 
 
 def _elements(inside: netlink.Socket, place: str) -> Iterator[Element]:
     """What the lock inside grants; HostError where there is none."""
     for name in (*SETS, *(f"{one}6" for one in SETS)):
         try:
-            told = nft_read.elements(inside.dump(nft_ask.list_elements(lock.TABLE, name)))
+            told = nft_read.elements(inside.dump(nft_ask.list_elements(labels.TABLE, name)))
         except FileNotFoundError as error:
             if name.endswith("6"):
                 continue
@@ -182,7 +182,7 @@ def _elements(inside: netlink.Socket, place: str) -> Iterator[Element]:
 
 def _has_six(inside: netlink.Socket) -> bool:
     try:
-        inside.dump(nft_ask.list_elements(lock.TABLE, f"{SETS[0]}6"))
+        inside.dump(nft_ask.list_elements(labels.TABLE, f"{SETS[0]}6"))
     except FileNotFoundError:
         return False
     return True
@@ -245,7 +245,7 @@ def _others(record: Record, place: str, section: Record) -> list[Record]:
     lives = [(one, pid) for one in state.records() if one.get("network") and (pid := state.init_of(one))]
     others = [one for one, pid in lives if kernel.namespace_of(pid, "network") == namespace]
     others = [one for one in others if (one["root"], one["id"]) != (record["root"], record["id"])]
-    granted = network.from_policy({key: value for key, value in section.items() if key != "names"})
+    granted = network.from_policy(of_policy(section))
     for other in (*others, *([record] if record.get("claim") else ())):
         ceiling = network.from_policy(policy.load(other["policy"], policy.config()).sections["network"])
         if not network.leq(granted, ceiling):

@@ -89,8 +89,9 @@ def expand(section: Any, reasoned: set[str], pool: str = "") -> Any:
         if any("." not in one[1] for one in named):
             compiled["siblings"] = [str(block) for block in neighbours()]
         return compiled
+    made = plan.encode(lock.steps(compiled))  # refused here, not at each start, where it grants too much
     if mode in ("auto", "confine"):  # a network of ours has its container's address in its plan
-        compiled["plan"] = base64.b64encode(plan.encode(lock.steps(compiled))).decode()
+        compiled["plan"] = base64.b64encode(made).decode()
     return compiled
 
 

@@ -61,7 +61,7 @@ NOPREFIXROUTE = 0x200
 MAIN, STATIC, EVERYWHERE, ON_LINK, UNICAST = 254, 4, 0, 253, 1
 
 _LINK = Struct("=BxHiII")  # family, type, number, flags, which of them
-_NEIGHBOUR = Struct("=BxxxiHBB")  # family, number, state, flags, type
+NEIGHBOUR = Struct("=BxxxiHBB")  # family, number, state, flags, type
 _ADDRESS = Struct("=BBBBI")  # family, prefix, flags, scope, number
 _ROUTE = Struct("=8BI")  # family, prefix, source's, tos, table, protocol, scope, type, flags
 _U32 = Struct("=I")
@@ -89,7 +89,7 @@ def steps(port: Port, six: bool = True) -> tuple[Step, ...]:
     here = ".".join(map(str, port.address))
     both = HOST | ONLY_EMPTY
     at_bridge = [
-        _neighbour(kind, port.bridge, port.address, flags) for kind, flags in ((NEWNEIGH, REPLACE), (DELNEIGH, 0))
+        neighbour(kind, port.bridge, port.address, flags) for kind, flags in ((NEWNEIGH, REPLACE), (DELNEIGH, 0))
     ]
     port_set = [_link(number(port.address), _port(), _no_ipv6(six)), _forwarding(port.address)]
     turned_on = [_up(number(port.address))]
@@ -182,15 +182,15 @@ def _no_ipv6(six: bool) -> bytes:
 
 def _forwarding(address: bytes) -> bytes:
     """Where the bridge sends what is for the container: static, as it learns nothing."""
-    body = _NEIGHBOUR.pack(BRIDGE, number(address), NOARP, OF_BRIDGE, 0) + attribute(2, mac(address))
+    body = NEIGHBOUR.pack(BRIDGE, number(address), NOARP, OF_BRIDGE, 0) + attribute(2, mac(address))
     return message(NEWNEIGH, ACK | CREATE | EXCL, body)
 
 
-def _neighbour(kind: int, index: int, address: bytes, flags: int) -> bytes:
+def neighbour(kind: int, index: int, address: bytes, flags: int = 0) -> bytes:
     """Who has an address. REPLACE: one that a crash left says the same, for it follows from the address."""
     known = attribute(1, address) + (attribute(2, mac(address)) if kind == NEWNEIGH else b"")
     more = flags | (CREATE if kind == NEWNEIGH else 0)
-    return message(kind, ACK | more, _NEIGHBOUR.pack(INET, index, PERMANENT, 0, 0) + known)
+    return message(kind, ACK | more, NEIGHBOUR.pack(INET, index, PERMANENT, 0, 0) + known)
 
 
 def _inside(port: Port, six: bool) -> list[bytes]:
@@ -200,7 +200,7 @@ def _inside(port: Port, six: bool) -> list[bytes]:
         *([_link(ETH, _no_ipv6(six))] if six else []),
         _own(port),
         _up(ETH),
-        _neighbour(NEWNEIGH, ETH, port.gateway, EXCL),
+        neighbour(NEWNEIGH, ETH, port.gateway, EXCL),
         _route(32, ON_LINK, attribute(1, port.gateway)),
         _route(0, EVERYWHERE, attribute(5, port.gateway)),
     ]

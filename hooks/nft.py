@@ -44,7 +44,6 @@ EQUAL, UNEQUAL, LEAST, MOST = 0, 1, 5, 3
 PER_MESSAGE = 500  # elements: a list is one attribute of at most 64 KiB, and an element is up to 76 bytes
 
 _FAMILIES = {family: head(family) for family in (INET, ARP, BRIDGE)}
-_INET = _FAMILIES[INET]
 _BATCH = head(0, SUBSYSTEM >> 8)
 
 

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from hooks import attributes, lock, netlink, nft, nft_ask
+from hooks import lock, netlink, nft, nft_ask
 
 NEW_NS, NEW_CGROUP, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (
     0x00020000,
@@ -33,7 +33,6 @@ _SET_FILTER, _GET_ACTION_AVAIL = 1, 2
 _NO_NEW_PRIVS = 38
 _NETLINK_AUDIT = 9
 _MFD_NOEXEC_SEAL = 0x8
-BRIDGE = 7
 WIDE = [["tcp", "192.0.2.0/24", 443, 443], ["udp", "2001:db8::1/128", 53, 53]]
 # A filter of one instruction: allow.
 ALLOW_ALL = b"\x06\0\0\0\0\0\xff\x7f"
@@ -181,14 +180,7 @@ def inet_lock() -> None:
 
 def bridge_table() -> None:
     """A table of the family bridge, with a base chain."""
-    head = bytes((BRIDGE, 0, 0, 0))
-    name = attributes.text(1, "agentshim-doctor")
-    hook = attributes.nested(4, attributes.u32(1, nft.FORWARD), attributes.u32(2, 0))
-    chain = name + attributes.text(3, "forward") + hook + attributes.text(7, "filter")
-    limits = bytes((0, 0, 0, 10))  # of the batch: the subsystem's number
-    data = netlink.message(nft.BEGIN, 0, limits)
-    data += netlink.message(nft_ask.SUBSYSTEM | nft.NEWTABLE, netlink.CREATE, head + name + attributes.u32(2, 0), 1)
-    data += netlink.message(nft_ask.SUBSYSTEM | nft.NEWCHAIN, netlink.CREATE | netlink.ACK, head + chain, 2)
-    data += netlink.message(nft.END, 0, limits, 3)
+    name = "agentshim-doctor"
+    every = (nft.new_table(name), nft.new_chain(name, "forward", nft.FORWARD))
     with netlink.Socket(netlink.NETFILTER) as kernel:
-        kernel.ask(data, 1)
+        kernel.ask(nft.mixed((nft_ask.BRIDGE, one) for one in every), 1)

@@ -10,23 +10,22 @@ from _struct import Struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from hooks import link
 from hooks.attributes import attribute, attributes, nested, string, text
 from hooks.netlink import ACK, CREATE, DUMP, EXCL, Socket, message
 
-NEWLINK, DELLINK, GETLINK, NEWADDR, GETADDR, GETROUTE = 16, 17, 18, 20, 22, 26
-DELNEIGH, GETNEIGH = 29, 30
+NEWLINK, DELLINK, GETLINK, NEWADDR, GETADDR, GETROUTE, GETNEIGH = 16, 17, 18, 20, 22, 26, 30
 NEWQDISC, NEWTFILTER = 36, 44
 INET, UP = 2, 1
 # if_link.h, if_addr.h, rtnetlink.h
 HARDWARE, NAME, LINKINFO, ALIAS, KIND, DATA, SNOOPING = 1, 3, 18, 20, 1, 2, 23
 ADDRESS, LOCAL = 1, 2
 DESTINATION, OUT = 1, 4
-UNICAST, ROUTE_LOCAL, PERMANENT = 1, 2, 0x80
+UNICAST, ROUTE_LOCAL = 1, 2
 
 _LINK = Struct("=BxHiII")  # family, type, number, flags, which of them
 _ADDRESS = Struct("=BBBBI")  # family, prefix, flags, scope, number
 _ROUTE = Struct("=8BI")  # family, prefix, source's, tos, table, protocol, scope, type, flags
-_NEIGHBOUR = Struct("=BxxxiHBB")  # family, number, state, flags, type
 _U32 = Struct("=I")
 _TRAFFIC = Struct("=B3xiIII")  # family, number, handle, parent, info (of a filter: priority, protocol)
 _CODE = Struct("=HBBI")  # struct sock_filter
@@ -132,16 +131,16 @@ def gate(kernel: Socket, index: int, mark: int) -> None:
 def neighbours(kernel: Socket, index: int) -> list[bytes]:
     """The IPv4 addresses on an interface that the kernel was told of, for ever. OSError as it says."""
     found = []
-    for payload in kernel.dump(message(GETNEIGH, DUMP, _NEIGHBOUR.pack(INET, 0, 0, 0, 0))):
-        _, number, state, _, _ = _NEIGHBOUR.unpack_from(payload)
-        if number == index and state & PERMANENT:
-            found.append(dict(attributes(payload[_NEIGHBOUR.size :]))[DESTINATION])
+    for payload in kernel.dump(message(GETNEIGH, DUMP, link.NEIGHBOUR.pack(INET, 0, 0, 0, 0))):
+        _, number, state, _, _ = link.NEIGHBOUR.unpack_from(payload)
+        if number == index and state & link.PERMANENT:
+            found.append(dict(attributes(payload[link.NEIGHBOUR.size :]))[DESTINATION])
     return found
 
 
 def forget(kernel: Socket, index: int, address: bytes) -> None:
     """The end of such an address. ENOENT where it is gone already."""
-    kernel.ask(message(DELNEIGH, ACK, _NEIGHBOUR.pack(INET, index, 0, 0, 0) + attribute(DESTINATION, address)), 1)
+    kernel.ask(link.neighbour(link.DELNEIGH, index, address), 1)
 
 
 def delete(kernel: Socket, index: int) -> None:

@@ -7,6 +7,10 @@ A flow has an original direction and a reply direction; conntrack tells which. O
 address and port, inbound flows by our port, in both directions alike, as they lie in the packet at these hooks: behind
 a DNAT on the way out, before it is taken back on the way in. For ICMP errors conntrack says whose flow they are about.
 
+What most packets are is looked up first: those of IPv4, without options, of an outbound flow to one of @hosts. `alone`
+keeps out of @hosts what a rule behind would refuse, and conntrack tells no direction of what is invalid; so these two
+rules open nothing. A packet that is granted costs a third of what it cost behind all the others.
+
 Options of IPv4 and routing headers of IPv6 lead a packet on from the address that was looked up. A socket takes
 segments from anybody, and on older kernels routes too. Packets that have any are refused, on lo as well; they are no
 peer's, so they are not counted.
@@ -32,6 +36,7 @@ HARD4 = (
     (b"\x00", b""),  # 0.0.0.0/8: this host
     (b"\xe0\0\0\0", b"\xe0\0\0\0"),  # 224.0.0.0/3: multicast, reserved, broadcast
 )
+LOOPBACK4 = b"\x7f"
 HARD6 = (
     (b"\xfe\x80" + bytes(14), b"\xff\xc0" + bytes(14)),  # fe80::/10: link-local
     (b"\xff", b""),  # ff00::/8: multicast
@@ -39,6 +44,23 @@ HARD6 = (
     (b"\xfd\x20\x00\xce" + bytes(10) + b"\x02\x54", b""),  # fd20:ce::254: that of Google's
     (b"\x00\x64\xff\x9b" + bytes(8) + b"\xa9\xfe", b""),  # 64:ff9b::a9fe:0/112: 169.254.0.0/16 through NAT64
 )
+
+
+def is_hard(address: bytes) -> bool:
+    """Whether the hard deny has these 4 or 16 bytes."""
+    for value, mask in HARD6 if len(address) == 16 else HARD4:
+        bits = mask or b"\xff" * len(value)
+        if bytes(a & b for a, b in zip(address, bits, strict=False)) == value:
+            return True
+    return False
+
+
+def alone(first: bytes, last: bytes) -> bool:
+    """Whether a grant (keys of `hooks.grants`) belongs to the set of single hosts, which is looked up before all else:
+    one address and one port, none that is refused whatever is granted, and none of lo, whose rules are others.
+    """
+    address = first[4:-4]
+    return first == last and not is_hard(address) and (len(address) != 4 or not address.startswith(LOOPBACK4))
 
 
 RTN_LOCAL = 2
@@ -59,6 +81,7 @@ RESET = payload(TRANSPORT, 13, 1) + masked(b"\4") + compared(b"\4")
 OUT_LO, IN_LO = (meta(key) + compared(_native(1)) for key in (nft.OIF, nft.IIF))
 INVALID, RELATED, NEW = _state(nft.INVALID), _state(nft.RELATED), _state(nft.NEW)
 HERE4, HERE6 = (meta(nft.NFPROTO) + compared(bytes((number,))) for number in (2, 10))
+PLAIN4 = payload(NETWORK, 0, 1) + compared(b"\x45")  # version 4, and five words of header: no options
 LED_ON4 = HERE4 + payload(NETWORK, 0, 1) + masked(b"\x0f") + compared(b"\5", nft.UNEQUAL)
 LED_ON6 = HERE6 + nft.extended(ROUTING) + compared(b"\1")
 FIRST_WAY, WAY_BACK = (ct(nft.DIRECTION) + compared(bytes((side,))) for side in (ORIGINAL, REPLY))
@@ -70,9 +93,9 @@ OUR_PORT = ct(nft.PROTO_SRC, 9, REPLY)
 class Family:
     """One address family: the suffix of its sets and chains, and the words that depend on it.
 
-    `here`: the packet is of this family, said anew in each rule for whoever lists them; `to`, `of`: load the key
-    protocol . far address . far port of a packet that goes out, or comes in; `about`: of the outbound flow that an ICMP
-    error is about; `caller`: protocol . far address . our port of a packet that comes in; `error`, `ping`, `pong`:
+    `here`: the packet is of this family, said anew in each rule for whoever lists them; `to`, `of`: that, and load the
+    key protocol . far address . far port of a packet that goes out, or comes in; `about`: of the outbound flow that an
+    ICMP error is about; `caller`: protocol . far address . our port of a packet that comes in; `error`, `ping`, `pong`:
     kinds of ICMP; `hard`: the hard deny, without verdicts.
     """
 
@@ -124,6 +147,7 @@ def rules(six: bool, dns: bool, icmp: bool) -> Rules:
         "back": _back(v4, icmp),
         **_six(v6, six, icmp),
         "output": [
+            PLAIN4 + FIRST_WAY + v4.to + lookup("hosts") + update("flows") + ACCEPT,
             HERE6 + nft.verdict(nft.GOTO, "output6"),
             OUT_LO + nft.verdict(nft.GOTO, "lo"),
             led_on,
@@ -131,6 +155,7 @@ def rules(six: bool, dns: bool, icmp: bool) -> Rules:
             *_output(v4, icmp),
         ],
         "input": [
+            PLAIN4 + WAY_BACK + v4.of + lookup("hosts") + ACCEPT,
             HERE6 + nft.verdict(nft.GOTO, "input6"),
             IN_LO + ACCEPT,
             LED_ON4 + DROP,

@@ -6,7 +6,7 @@ what they are for, and has the elements that containers add. Loaded when a bridg
 
 from __future__ import annotations
 
-from hooks.chains import HARD4
+from hooks.chains import HARD4, alone
 from hooks.grants import KEY4, PROTOCOLS, outbound
 from hooks.host import MARK
 from hooks.labels import TABLE, dotted
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hooks.grants import Keys
+
+
+def hard() -> list[str]:
+    """The hard deny of `chains`, as networks."""
+    out = []
+    for first, mask in HARD4:
+        bits = int.from_bytes(mask or b"\xff" * len(first), "big").bit_count()
+        out.append(f"{dotted(first + bytes(4 - len(first)))}/{bits}")
+    return out
+
 
 GROUPS = 8  # sets of learned addresses that a policy may have: one for each protocol and range of ports
 LEARNED = "{ type ipv4_addr; size 4096; flags dynamic,timeout; timeout 1h; }"
@@ -50,6 +60,7 @@ _SERVED_FROM = "ct direction reply ct status dnat ip saddr . meta l4proto . th s
 MOST_FLOWS = 8192  # at once, of one container: conntrack's table (262,144 here) is all the host's
 _NO_IPV6 = "meta nfproto ipv6 drop"
 _INVALID = "ct state invalid drop"
+_HARD = f"ip daddr {{ {', '.join(hard())} }} goto deny"
 
 
 # Neighbours are permanent on both sides. A frame that the bridge hands to the port itself would still be answered, and
@@ -60,9 +71,9 @@ ARP = {
 }
 
 
-def tables(mark: int = MARK) -> str:
+def tables(mark: int = MARK, subnets: Iterable[str] = ()) -> str:
     """The tables, for `nft -f`: one transaction, the same whatever was there; elements of sets stay. `mark`: the bit
-    that says whom we believe. Packets keep their other bits.
+    that says whom we believe. Packets keep their other bits. `subnets`: of our bridges.
     """
     bit = f"{mark:#010x}"
     believe, forget = f"meta mark set meta mark | {bit}", f"meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}"
@@ -70,7 +81,7 @@ def tables(mark: int = MARK) -> str:
     parts = [SETS]
     parts += _chains("bridge", _bridge(marked, bare, believe, forget))
     parts += _chains("arp", ARP)
-    parts += _chains("inet", _inet(marked, bare, forget))
+    parts += _chains("inet", _inet(marked, bare, subnets))
     return "".join(parts)
 
 
@@ -94,28 +105,18 @@ def _bridge(marked: str, bare: str, believe: str, forget: str) -> dict[str, list
             f"{marked} {forget}",
         ],
         "from_port": [
-            "ether type != ip drop",
-            "ip hdrlength != 5 drop",
-            f"iifname . ether saddr . ip saddr @ports {believe} accept",
+            f"ether type ip ip hdrlength 5 iifname . ether saddr . ip saddr @ports {believe} accept",
             "drop",
         ],
         "input": [f"type filter hook input {_FIRST}", f'{bare} iifname "av*" drop'],
         "forward": [f"type filter hook forward {_FIRST}", 'iifname "av*" drop', 'oifname "av*" drop'],
-        "output": [f"type filter hook output {_FIRST}", 'oifname "av*" ether type != ip drop'],
     }
 
 
-def _inet(marked: str, bare: str, forget: str) -> dict[str, list[str]]:
+def _inet(marked: str, bare: str, subnets: Iterable[str]) -> dict[str, list[str]]:
     return {
-        "arrival": [
-            f"type filter hook prerouting {_FIRST}",
-            'iifname "as-*" goto from_bridge',
-            'iifname "av*" drop',
-            f"{marked} {forget}",
-        ],
-        "from_bridge": [_NO_IPV6, f"{bare} drop", "accept"],
         **_forward(bare),
-        **_host(bare),
+        **_host(bare, subnets),
         **_nat(marked),
         "deny": ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"],
     }
@@ -127,21 +128,24 @@ def _forward(bare: str) -> dict[str, list[str]]:
             f"type filter hook forward {_FILTER}",
             'iifname "as-*" goto from_agent',
             'oifname "as-*" goto to_agent',
+            'iifname "av*" drop',
         ],
         "from_agent": [
-            _NO_IPV6,
-            _INVALID,
             f"{bare} drop",
             'oifname "as-*" goto deny',
-            f"ip daddr {{ {', '.join(hard())} }} goto deny",
-            f"ct state new add @flows {{ ip saddr ct count over {MOST_FLOWS} }} goto deny",
+            "ct state established ct direction original ip saddr vmap @policies_out",
+            _NO_IPV6,
+            _INVALID,
+            _HARD,
+            f"ct state new ct status & confirmed == 0 add @flows {{ ip saddr ct count over {MOST_FLOWS} }} goto deny",
             "ct direction reply goto served_from",
-            "ip saddr vmap @policies_out",
+            "ct state new,related ip saddr vmap @policies_out",
             *(f"{_TO} @{name} accept" for name in _GRANTED),
             "goto deny",
         ],
         "served_from": [_SERVED_FROM, "goto deny"],
         "to_agent": [
+            "ct direction reply ip daddr vmap @policies_in",
             _NO_IPV6,
             _INVALID,
             # conntrack knows a flow that was let through; the lock inside looks up whether it still is
@@ -151,11 +155,12 @@ def _forward(bare: str) -> dict[str, list[str]]:
             "goto deny",
         ],
         "errors": ["icmp type 3 accept", "icmp type 11-12 accept", "return"],  # no redirects
-        "answers": ["ip daddr vmap @policies_in", *(f"{_FROM} @{name} accept" for name in _GRANTED), "goto deny"],
+        "answers": [*(f"{_FROM} @{name} accept" for name in _GRANTED), "goto deny"],
     }
 
 
-def _host(bare: str) -> dict[str, list[str]]:
+def _host(bare: str, subnets: Iterable[str]) -> dict[str, list[str]]:
+    behind = [f"ip daddr {one} fib daddr type != local goto from_host" for one in subnets]
     services = ("services", "services_wide")
     return {
         "input": [f"type filter hook input {_FILTER}", 'iifname "av*" drop', 'iifname "as-*" goto to_host'],
@@ -170,7 +175,8 @@ def _host(bare: str) -> dict[str, list[str]]:
             f"{_TO} @leased accept",
             "goto deny",
         ],
-        "output": [f"type filter hook output {_FILTER}", 'oifname "as-*" goto from_host'],
+        # The interface is that of before a DNAT or another route; the address is that of behind it.
+        "output": [f"type filter hook output {_FILTER}", 'oifname "as-*" goto from_host', *behind],
         "from_host": [
             _NO_IPV6,
             "ct state related tcp flags & rst == rst accept",  # only the kernel's own: it answers what we reject
@@ -180,8 +186,6 @@ def _host(bare: str) -> dict[str, list[str]]:
             _SERVED_TO,
             "goto deny",
         ],
-        "postrouting": ["type filter hook postrouting priority 90; policy accept;", 'oifname "as-*" goto departure'],
-        "departure": [_NO_IPV6, "ct direction reply accept", "ct state related accept", _SERVED_TO, "drop"],
     }
 
 
@@ -202,18 +206,9 @@ def _nat(marked: str) -> dict[str, list[str]]:
         "nat_departure": [
             "type nat hook postrouting priority 99; policy accept;",
             'oifname "as-*" ct status dnat masquerade',
-            f'oifname != "as-*" {marked} masquerade',
+            f'iifname "as-*" oifname != "as-*" {marked} masquerade',
         ],
     }
-
-
-def hard() -> list[str]:
-    """The hard deny of `chains`, as networks."""
-    out = []
-    for first, mask in HARD4:
-        bits = int.from_bytes(mask or b"\xff" * len(first), "big").bit_count()
-        out.append(f"{dotted(first + bytes(4 - len(first)))}/{bits}")
-    return out
 
 
 def policy(tag: str, section: dict[str, Any]) -> str:
@@ -228,24 +223,24 @@ def policy(tag: str, section: dict[str, Any]) -> str:
     out = []
     for name, flags in ((f"hosts_{tag}", ""), (f"nets_{tag}", " flags interval;")):
         out.append(f"add set inet {TABLE} {name} {{ {field}{flags} }}\nflush set inet {TABLE} {name}\n")
-    out += _elements(f"hosts_{tag}", [key for key in keys if key[0] == key[1]])
-    out += _elements(f"nets_{tag}", [key for key in keys if key[0] != key[1]])
-    wide = {key[0] != key[1] for key in keys}
-    there = [name for name, one in (("hosts", False), ("nets", True)) if one in wide]
-    lookups = [(f"meta l4proto . ip daddr . th dport @{one}_{tag}", "out") for one in there]
-    lookups += [(f"meta l4proto . ip saddr . th sport @{one}_{tag}", "in") for one in there]
-    if section.get("icmp"):
-        lookups += [("icmp type echo-request", "out"), ("icmp type echo-reply", "in")]
+    split = {"hosts": [key for key in keys if alone(*key)], "nets": [key for key in keys if not alone(*key)]}
+    for name, some in split.items():
+        out += _elements(f"{name}_{tag}", some)
     learned = groups(section.get("learned", ()))
     out += [f"add set inet {TABLE} {learned_set(tag, number)} {LEARNED}\n" for number, _ in enumerate(learned)]
+
+    def accepted(name: str, way: str) -> list[str]:
+        return [f"meta l4proto . ip {way} @{name}_{tag} accept"] if split[name] else []
+
+    to, of = "daddr . th dport", "saddr . th sport"
+    ping, pong = ([f"icmp type echo-{one} accept"] if section.get("icmp") else [] for one in ("request", "reply"))
     chains = {
-        f"{side}_{tag}": [
-            *(f"{one} accept" for one, of in lookups if of == side),
-            *_learned(tag, side, learned, section),
-            "return",
-        ]
-        for side in ("out", "in")
+        # What most packets are comes first: @hosts has no address of the hard deny.
+        f"out_{tag}": [*accepted("hosts", to), _HARD, *accepted("nets", to), *ping],
+        f"in_{tag}": [*accepted("hosts", of), *accepted("nets", of), *pong],
     }
+    for side in ("out", "in"):
+        chains[f"{side}_{tag}"] += [*_learned(tag, side, learned, section), "return"]
     return "".join(out + _chains("inet", chains))
 
 

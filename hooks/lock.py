@@ -10,7 +10,7 @@ hook. Interface names and addresses play no part, for an engine may attach them 
     Every packet of an outbound flow is looked up, and so is every answer to it: a lease that ends cuts both directions
     of an established flow. Hence no "ct state established accept".
     Answers to inbound flows go out only from ports that are granted inbound.
-    The hard deny comes before every grant and every answer.
+    The hard deny comes before every grant and every answer, but for @hosts, which has no such address.
     A flow is counted and accepted by one rule: where @flows is full, nothing new goes out.
     What is refused is answered (a RST, or ICMP): a connect fails at once instead of in minutes.
 """
@@ -18,7 +18,7 @@ hook. Interface names and addresses play no part, for an engine may attach them 
 from __future__ import annotations
 
 from hooks import nft
-from hooks.chains import rules
+from hooks.chains import alone, rules
 from hooks.grants import inbound, outbound
 from hooks.labels import TABLE
 from hooks.netlink import NETFILTER
@@ -89,9 +89,9 @@ def _sets_of(suffix: str, address: int, granted: Keys, rows: int, number: int) -
     ]
     return [
         nft.new_set(TABLE, "hosts" + suffix, number, fields, 0),
-        *nft.new_elements(TABLE, "hosts" + suffix, [(first, b"") for first, last in granted if first == last]),
+        *nft.new_elements(TABLE, "hosts" + suffix, [(key[0], b"") for key in granted if alone(*key)]),
         nft.new_set(TABLE, "outbound" + suffix, number + 1, fields, nft.INTERVAL),
-        *nft.new_elements(TABLE, "outbound" + suffix, [key for key in granted if key[0] != key[1]]),
+        *nft.new_elements(TABLE, "outbound" + suffix, [key for key in granted if not alone(*key)]),
         nft.new_set(TABLE, "leased" + suffix, number + 2, fields, nft.TIMEOUT, LEASES),
         *counting,
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import posix
 
 from hooks import nft, nft_ask, nft_read
-from hooks.chains import HARD4, HARD6
+from hooks.chains import is_hard
 from hooks.grants import KEY6, KEYS, LAST_PORT, NAMES, PROTOCOLS, address_of
 from hooks.host import flow_key
 from hooks.labels import TABLE
@@ -61,7 +61,7 @@ def lease_add(namespace: str, protocol: str, address: str, port: int, millisecon
     key = _key(protocol, address, port)
     if not 0 < milliseconds <= LONGEST:
         raise Invalid("network", "lease", f"{milliseconds} ms", f"1 to {LONGEST} ms", "ask for another time")
-    if _hard(address_of(address)):
+    if is_hard(address_of(address)):
         raise Refused("network", "lease", address, "no link-local, multicast or metadata address", "ask for another")
     if not agent:
         with opened(namespace) as kernel:
@@ -197,15 +197,6 @@ def _key(protocol: str, address: str, port: int) -> bytes:
 
 def _leased(key: bytes) -> str:
     return "leased6" if len(key) == KEY6.size else "leased"
-
-
-def _hard(address: bytes) -> bool:
-    """Whether the rules of the hard deny match, as they do it."""
-    for value, mask in HARD6 if len(address) == 16 else HARD4:
-        bits = mask or b"\xff" * len(value)
-        if bytes(a & b for a, b in zip(address, bits, strict=False)) == value:
-            return True
-    return False
 
 
 def _absent(namespace: str, name: str) -> ShimError:

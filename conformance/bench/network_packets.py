@@ -42,12 +42,15 @@ from conformance.bench.turns import Bench, Row, Samples
 
 # What is sent -> title, how much of it (MiB, round trips, datagrams), unit
 TRAFFIC: dict[str, tuple[str, int, str]] = {
-    "push": ("{} MiB sent by TCP", 512, "x"),
-    "fetch": ("{} MiB received by TCP", 512, "x"),
-    "tcp": ("round trip, TCP", 6_000, "ns"),
-    "udp": ("round trip, UDP", 6_000, "ns"),
+    "push": ("{} MiB sent by TCP", 128, "x"),
+    "fetch": ("{} MiB received by TCP", 128, "x"),
+    "tcp": ("round trip, TCP", 1_000, "ns"),
+    "udp": ("round trip, UDP", 1_000, "ns"),
     "hole": ("datagram, one way", 100_000, "ns"),
 }
+# Streams and round trips vary by 10 % from one second to the next, and the limit is at 5: many short samples in turns
+# tell more than a few long ones.
+OFTEN = {"push": 6, "fetch": 6, "tcp": 6, "udp": 6}
 # Hosts -> of [network], how many grants, and whether they are networks; none: no lock
 GRANTS = {"ten": (10, False), "thousand": (1000, False), "tenth": (10, True), "ranges": (1000, True)}
 NEAR = 1.05  # to a bridge without a filter
@@ -128,7 +131,8 @@ def _sent(bench: Bench, worlds: Mapping[str, World], mode: str, rounds: int) -> 
         return world.send(mode, amount) / per
 
     named = {name for row in compared(mode) for name in row[:2]}
-    return bench.interleave({name: partial(one, world) for name, world in worlds.items() if name in named}, rounds)
+    samples = {name: partial(one, world) for name, world in worlds.items() if name in named}
+    return bench.interleave(samples, rounds * OFTEN.get(mode, 1))
 
 
 def _amount(bench: Bench, mode: str) -> int:

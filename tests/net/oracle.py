@@ -13,6 +13,7 @@ HARD = {
     "6": ["fe80::/10", "ff00::/8", "fd00:ec2::254", "fd20:ce::254", "64:ff9b::a9fe:0/112"],
 }
 GRANTS = ("hosts", "leased", "outbound")
+TO = "meta l4proto . ip daddr . th dport"
 PROTO_SRC = {"ct": {"key": "proto-src", "dir": "reply"}}
 
 
@@ -50,6 +51,7 @@ def chains(six: bool, dns: bool, icmp: bool) -> dict[str, list[str]]:
     out["lo"] = [led_on, *([] if dns else ["ip daddr 127.0.0.11 goto deny"]), "accept"]
     out["output"] = [
         "type filter hook output priority filter; policy drop;",
+        f"@nh,0,8 0x45 ct direction original {TO} @hosts update @flows {{ {TO} }} accept",
         "meta nfproto ipv6 goto output6",
         "oif 1 goto lo",
         led_on,
@@ -58,6 +60,7 @@ def chains(six: bool, dns: bool, icmp: bool) -> dict[str, list[str]]:
     ]
     out["input"] = [
         "type filter hook input priority filter; policy drop;",
+        "@nh,0,8 0x45 ct direction reply meta l4proto . ip saddr . th sport @hosts accept",
         "meta nfproto ipv6 goto input6",
         "iif 1 accept",
         "meta nfproto ipv4 ip hdrlength != 5 drop",

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from hooks import chains, grants, lock, nft, records
 from tests.net.lab import FAR4, METADATA, Lab, spoofed
 from tests.net.test_leases import silent
@@ -82,6 +84,21 @@ def test_the_hard_deny_behind_the_grants(lab: Lab) -> None:
 
     said = answers(lab, {"outbound": "any"}, behind, lambda: lab.tcp(METADATA, 80))
     assert said == ["ECONNREFUSED", "open"]
+
+
+def test_what_is_refused_whatever_is_granted_among_the_hosts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """@hosts is looked up first: `chains.alone` keeps out of it what other rules are for."""
+    lab.serve(lab.i, ("tcp", METADATA, 80), ("tcp", FAR4, 443))
+    lab.serve(lab.c, ("udp", "127.0.0.11", 53))
+    granted = [["tcp", METADATA, 80, 80], ["udp", "127.0.0.11", 53, 53], ["tcp", FAR4, 443, 443]]
+
+    def said() -> list[str]:
+        load(lab, {"outbound": granted}, nothing)
+        return [lab.tcp(METADATA, 80), lab.udp("127.0.0.11", 53), lab.tcp(FAR4, 443)]
+
+    assert said() == ["ECONNREFUSED", "EPERM", "open"]
+    monkeypatch.setattr(lock, "alone", lambda first, last: first == last)
+    assert said() == ["open"] * 3
 
 
 def test_flows_counted_and_accepted_by_two_rules(lab: Lab) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks import attributes, chains, grants, lock, netlink, nft, plan, records
+from hooks import attributes, chains, grants, lock, netlink, nft, plan
 from hooks.plan import Step
 from shim.errors import Invalid, Refused
 
@@ -259,21 +259,46 @@ def test_a_hard_denied_lease_is_one_that_the_rules_deny() -> None:
     )
     for net in map(ipaddress.ip_network, nets.split()):
         for inside in (net[0], net[-1]):
-            assert records._hard(inside.packed), inside
+            assert chains.is_hard(inside.packed), inside
         for outside in (int(net[0]) - 1, int(net[-1]) + 1):
             if 0 <= outside < 1 << net.max_prefixlen:
                 packed = outside.to_bytes(net.max_prefixlen // 8, "big")
                 other = any(ipaddress.ip_address(packed) in ipaddress.ip_network(one) for one in nets.split())
-                assert records._hard(packed) == other, packed
+                assert chains.is_hard(packed) == other, packed
+
+
+@pytest.mark.parametrize(
+    ("net", "ports", "alone"),
+    [
+        ("203.0.113.9", (443, 443), True),
+        ("10.0.0.1", (443, 443), True),
+        ("203.0.113.9", (443, 444), False),
+        ("203.0.113.8/31", (443, 443), False),
+        ("169.254.169.254", (80, 80), False),
+        ("100.100.100.200", (80, 80), False),
+        ("0.0.0.0", (80, 80), False),
+        ("239.1.1.1", (80, 80), False),
+        ("127.0.0.11", (53, 53), False),
+        ("126.255.255.255", (53, 53), True),
+        ("128.0.0.0", (53, 53), True),
+        ("2001:db8::1", (443, 443), True),
+        ("fd00:ec2::254", (80, 80), False),
+        ("fe80::1", (80, 80), False),
+    ],
+)
+def test_which_grants_are_looked_up_before_all_else(net: str, ports: tuple[int, int], alone: bool) -> None:
+    four, six = grants.outbound({"outbound": [["tcp", net, *ports]]})
+    ((first, last),) = four or six
+    assert chains.alone(first, last) == alone
 
 
 def test_ipv6_has_the_rules_of_ipv4() -> None:
-    """But for what only one of them has: IPv4 the way to IPv6's chains, and redirects; IPv6 neighbour discovery,
-    strangers on lo, and one more metadata service.
+    """But for what only one of them has: IPv4 the look at @hosts before all else, the way to IPv6's chains, and
+    redirects; IPv6 neighbour discovery, strangers on lo, and one more metadata service.
     """
     made = chains.rules(True, False, True)
     more = {name: len(made[name]) - len(made[name + "6"]) for name in ("deny", "back", "output", "input")}
-    assert more == {"deny": 0, "back": 0, "output": 1 - 1 - 1 - 1, "input": 1 + 1 - 1}
+    assert more == {"deny": 0, "back": 0, "output": 1 + 1 - 1 - 1 - 1, "input": 1 + 1 + 1 - 1}
 
 
 def test_hot_modules_import_built_ins_alone() -> None:

@@ -54,7 +54,6 @@ def test_the_hosts_lock_ends_each_chain_that_agents_come_to(section: dict[str, A
             last[family, name] = rest[0]
     assert set(last) == every
     others = {name: rule for (family, name), rule in last.items() if (family, name) not in base and rule not in ends}
-    assert others.pop("from_bridge") == "accept", "whom the bridge's table believes goes on to `forward` or `input`"
     back = {"errors", f"out_{TAG}", f"in_{TAG}"}  # to which nobody goes for good
     assert others == dict.fromkeys(back, "return")
     elements = elements_of.enter(PORT, TAG).do

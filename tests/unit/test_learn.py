@@ -107,13 +107,14 @@ def test_rules_of_learned_names() -> None:
         assert f"flush set inet agentshim {name}" not in text, "what was learned outlives a reload"
     out = chain(text, f"out_{TAG}")
     assert out[0] == f"meta l4proto . ip daddr . th dport @hosts_{TAG} accept", "literal grants first"
-    assert out[1].startswith("ip daddr != { ") and out[1].endswith(" } return")
-    assert out[2] == (
+    assert out[1] == f"ip daddr {{ {', '.join(host_rules.hard())} }} goto deny"
+    assert out[2].startswith("ip daddr != { ") and out[2].endswith(" } return")
+    assert out[3] == (
         f"ip daddr @learned_{TAG}_0 meta l4proto tcp th dport 443-443"
         f" update @learned_{TAG}_0 {{ ip daddr timeout 1h }} accept"
     )
-    assert f"@learned_{TAG}_1 meta l4proto udp th dport 5000-5010 " in out[3]
-    assert out[4:] == ["return"]
+    assert f"@learned_{TAG}_1 meta l4proto udp th dport 5000-5010 " in out[4]
+    assert out[5:] == ["return"]
     back = chain(text, f"in_{TAG}")
     assert back[2] == f"ip saddr @learned_{TAG}_0 meta l4proto tcp th sport 443-443 accept"
     assert back[-1] == "return" and "update" not in "".join(back)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hooks import (
+    chains,
     grants,
     host,
     host_state,
@@ -192,7 +193,7 @@ def _wanted(section: Record) -> Iterator[Element]:
     """What the lock inside is to grant, as `hooks.lock` puts it into sets."""
     for suffix, keys in zip(("", "6"), grants.outbound(section), strict=True):
         for first, last in keys:
-            yield (SETS[0] + suffix, first, b"") if first == last else (SETS[1] + suffix, first, last)
+            yield (SETS[0] + suffix, first, b"") if chains.alone(first, last) else (SETS[1] + suffix, first, last)
 
 
 def _pinned_there(outside: netlink.Socket, agent: str) -> Iterator[Element]:

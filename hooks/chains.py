@@ -9,7 +9,7 @@ a DNAT on the way out, before it is taken back on the way in. For ICMP errors co
 
 What most packets are is looked up first: those of IPv4, without options, of an outbound flow to one of @hosts. `alone`
 keeps out of @hosts what a rule behind would refuse, and conntrack tells no direction of what is invalid; so these two
-rules open nothing. A packet that is granted costs a third of what it cost behind all the others.
+rules open nothing, and spare such a packet all the others.
 
 Options of IPv4 and routing headers of IPv6 lead a packet on from the address that was looked up. A socket takes
 segments from anybody, and on older kernels routes too. Packets that have any are refused, on lo as well; they are no

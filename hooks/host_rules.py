@@ -71,9 +71,9 @@ ARP = {
 }
 
 
-def tables(mark: int = MARK, subnets: Iterable[str] = ()) -> str:
+def tables(mark: int = MARK) -> str:
     """The tables, for `nft -f`: one transaction, the same whatever was there; elements of sets stay. `mark`: the bit
-    that says whom we believe. Packets keep their other bits. `subnets`: of our bridges.
+    that says whom we believe. Packets keep their other bits.
     """
     bit = f"{mark:#010x}"
     believe, forget = f"meta mark set meta mark | {bit}", f"meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}"
@@ -81,7 +81,7 @@ def tables(mark: int = MARK, subnets: Iterable[str] = ()) -> str:
     parts = [SETS]
     parts += _chains("bridge", _bridge(marked, bare, believe, forget))
     parts += _chains("arp", ARP)
-    parts += _chains("inet", _inet(marked, bare, subnets))
+    parts += _chains("inet", _inet(marked, bare, forget))
     return "".join(parts)
 
 
@@ -110,13 +110,21 @@ def _bridge(marked: str, bare: str, believe: str, forget: str) -> dict[str, list
         ],
         "input": [f"type filter hook input {_FIRST}", f'{bare} iifname "av*" drop'],
         "forward": [f"type filter hook forward {_FIRST}", 'iifname "av*" drop', 'oifname "av*" drop'],
+        "output": [f"type filter hook output {_FIRST}", 'ether type != ip oifname "av*" drop'],
     }
 
 
-def _inet(marked: str, bare: str, subnets: Iterable[str]) -> dict[str, list[str]]:
+def _inet(marked: str, bare: str, forget: str) -> dict[str, list[str]]:
     return {
+        "arrival": [
+            f"type filter hook prerouting {_FIRST}",
+            f'{marked} iifname "as-*" meta nfproto ipv4 accept',
+            'iifname "as-*" drop',
+            'iifname "av*" drop',
+            f"{marked} {forget}",
+        ],
         **_forward(bare),
-        **_host(bare, subnets),
+        **_host(bare),
         **_nat(marked),
         "deny": ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"],
     }
@@ -128,18 +136,18 @@ def _forward(bare: str) -> dict[str, list[str]]:
             f"type filter hook forward {_FILTER}",
             'iifname "as-*" goto from_agent',
             'oifname "as-*" goto to_agent',
-            'iifname "av*" drop',
         ],
         "from_agent": [
             f"{bare} drop",
             'oifname "as-*" goto deny',
+            # Most packets are these: a flow that has begun behind all the rules below is looked up first
             "ct state established ct direction original ip saddr vmap @policies_out",
             _NO_IPV6,
             _INVALID,
             _HARD,
             f"ct state new ct status & confirmed == 0 add @flows {{ ip saddr ct count over {MOST_FLOWS} }} goto deny",
             "ct direction reply goto served_from",
-            "ct state new,related ip saddr vmap @policies_out",
+            "ct state != established ip saddr vmap @policies_out",
             *(f"{_TO} @{name} accept" for name in _GRANTED),
             "goto deny",
         ],
@@ -159,8 +167,7 @@ def _forward(bare: str) -> dict[str, list[str]]:
     }
 
 
-def _host(bare: str, subnets: Iterable[str]) -> dict[str, list[str]]:
-    behind = [f"ip daddr {one} fib daddr type != local goto from_host" for one in subnets]
+def _host(bare: str) -> dict[str, list[str]]:
     services = ("services", "services_wide")
     return {
         "input": [f"type filter hook input {_FILTER}", 'iifname "av*" drop', 'iifname "as-*" goto to_host'],
@@ -175,8 +182,7 @@ def _host(bare: str, subnets: Iterable[str]) -> dict[str, list[str]]:
             f"{_TO} @leased accept",
             "goto deny",
         ],
-        # The interface is that of before a DNAT or another route; the address is that of behind it.
-        "output": [f"type filter hook output {_FILTER}", 'oifname "as-*" goto from_host', *behind],
+        "output": [f"type filter hook output {_FILTER}", 'oifname "as-*" goto from_host'],
         "from_host": [
             _NO_IPV6,
             "ct state related tcp flags & rst == rst accept",  # only the kernel's own: it answers what we reject
@@ -186,6 +192,8 @@ def _host(bare: str, subnets: Iterable[str]) -> dict[str, list[str]]:
             _SERVED_TO,
             "goto deny",
         ],
+        "postrouting": ["type filter hook postrouting priority 90; policy accept;", 'oifname "as-*" goto departure'],
+        "departure": [_NO_IPV6, "ct direction reply accept", "ct state related accept", _SERVED_TO, "drop"],
     }
 
 
@@ -206,7 +214,7 @@ def _nat(marked: str) -> dict[str, list[str]]:
         "nat_departure": [
             "type nat hook postrouting priority 99; policy accept;",
             'oifname "as-*" ct status dnat masquerade',
-            f'iifname "as-*" oifname != "as-*" {marked} masquerade',
+            f'oifname != "as-*" {marked} masquerade',
         ],
     }
 

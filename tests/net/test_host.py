@@ -4,6 +4,7 @@ is no lock inside: the host's tables stand alone.
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import time
@@ -140,6 +141,7 @@ def test_the_hosts_loopback_by_a_route_of_the_agents_own(lab: HostLab) -> None:
     ]
     lab.on_host("nft", "flush", "chain", "inet", "agentshim", "input")
     lab.on_host("nft", "flush", "chain", "inet", "agentshim", "output")
+    lab.on_host("nft", "flush", "chain", "inet", "agentshim", "postrouting")
     assert [one for one in lab.heard(lab.a, lambda: ask(b"two")) if one.endswith(b"two")]
 
 
@@ -298,9 +300,40 @@ def test_frames_that_a_bridge_hands_to_the_port_itself(lab: HostLab) -> None:
     for chain in ("input", "prerouting"):  # the inet table alone holds too
         lab.on_host("nft", "flush", "chain", "bridge", "agentshim", chain)
     assert not answered()
-    for chain in ("input", "output"):
+    lab.on_host("nft", "flush", "chain", "inet", "agentshim", "arrival")
+    assert not answered()
+    for chain in ("input", "output", "postrouting"):
         lab.on_host("nft", "flush", "chain", "inet", "agentshim", chain)
     assert answered()
+
+
+def test_a_port_without_its_bridge_sends_to_nobody(lab: HostLab) -> None:
+    """The bridge is ended under a running container: its end at the host is an interface as any other."""
+    lab.agent(A, strong=True)
+    lab.agent(ELSEWHERE, published=[(HOST_LAN, 8081, 80, "udp")])
+    (port,) = json.loads(lab.on_host("ip", "-j", "link", "show", host_end(packed(A))))
+    there = bytes.fromhex(port["address"].replace(":", ""))
+    lab.on_host("ip", "link", "del", "as-web")
+    asked = frame(there, mac(packed(A)), datagram(A, HOST_LAN, 8081, b"door"))
+
+    def reaches() -> bool:
+        return any(one.endswith(b"door") for one in lab.heard(lab.o, lambda: lab.send(lab.a, asked)))
+
+    assert not reaches()
+    lab.on_host("nft", "flush", "chain", "inet", "agentshim", "arrival")
+    assert reaches()
+
+
+def test_a_mark_that_another_table_sets_behind_ours_is_worth_nothing(lab: HostLab) -> None:
+    """With the bridge's table flushed: the look is in front of whoever changes marks."""
+    lab.serve(lab.i, ("udp", FAR, 53))
+    lab.agent(A)
+    lab.on_host("nft", "flush", "table", "bridge", "agentshim")
+    chain = "type filter hook prerouting priority -150; meta mark set meta mark | 0x00ff0000;"
+    lab.on_host("nft", "-f", "-", text=f"table ip t {{ chain c {{ {chain} }}; }}")
+    assert lab.udp(FAR, 53, lab.a) == "silence"
+    lab.on_host("nft", "flush", "chain", "inet", "agentshim", "arrival")
+    assert lab.udp(FAR, 53, lab.a) == "open"
 
 
 @either_way
@@ -323,26 +356,20 @@ def test_a_mark_from_elsewhere_is_worth_nothing(lab: HostLab) -> None:
         " iifname lan0 meta mark set 0x00800001; }; }",
     )  # fmt: skip
     assert lab.udp(FAR, 53, lab.l) == "silence"  # forwarded, as it was before us, and not masqueraded: no way back
-    lab.on_host(
-        "nft", "add", "rule", "inet", "agentshim", "nat_departure",
-        *f'oifname != "as-*" meta mark & {host.MARK:#x} == {host.MARK:#x} masquerade'.split(),
-    )  # fmt: skip
+    lab.on_host("nft", "flush", "chain", "inet", "agentshim", "arrival")
     assert lab.udp(FAR, 53, lab.l) == "open"
 
 
-def test_others_marks_stay(lab: HostLab) -> None:
-    """Those of their packets as they are, also our bit; those of an agent's with our bit beside them."""
+def test_other_bits_of_the_mark_stay(lab: HostLab) -> None:
     lab.serve(lab.i, *both(FAR, 53))
     lab.agent(A)
     lab.on_host(
         "nft", "-f", "-",
         text=(
-            "table ip t { counter theirs {}; counter agents {};"
+            "table ip t { counter kept {}; counter gone {};"
             " chain a { type filter hook prerouting priority -400; iifname lan0 meta mark set 0x00800001; };"
             " chain b { type filter hook forward priority 10;"
-            " iifname lan0 meta mark 0x00800001 counter name theirs;"
-            " iifname as-* meta mark 0x00800002 counter name agents; }; }\n"
-            "table bridge t { chain a { type filter hook prerouting priority -400; meta mark set 2; }; }"
+            " meta mark 1 counter name kept; meta mark 0x00800000 counter name gone; }; }"
         ),
     )  # fmt: skip
     lab.udp(FAR, 53, lab.l)
@@ -395,10 +422,7 @@ def test_what_the_host_sends_is_looked_up_behind_every_dnat(lab: HostLab) -> Non
         return any(one[12:14] == b"\x08\0" and one[36:38] == struct.pack(">H", 81) for one in said)
 
     assert not reaches()
-    lab.serve(lab.h, ("tcp", GATEWAY, 9001))
-    assert lab.tcp(GATEWAY, 9001, lab.h) == "open", "the bridge's own address is no agent's"
-    lab.on_host("nft", "flush", "chain", "inet", "agentshim", "output")
-    lab.on_host("nft", "add", "rule", "inet", "agentshim", "output", "oifname", "as-*", "goto", "from_host")
+    lab.on_host("nft", "flush", "chain", "inet", "agentshim", "postrouting")
     assert reaches()
 
 

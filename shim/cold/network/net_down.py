@@ -192,8 +192,6 @@ def _ended(here: Host, profile: str, mark: int) -> str:
             raise HostError("network", there.name, reason(error), "a bridge that can be ended", "try again") from error
     count = _dropped(here, [one for one, _ in elements(here.netfilter, subnet)]) if subnet else 0
     shutil.rmtree(place, ignore_errors=True)
-    if here.profiles():
-        net_up.load_rules(here, mark)  # without its subnet, which is anybody's from now on
     _unloaded(here, mark)
     return f"{net_up.name_of(profile)}: gone, with {count} elements"
 

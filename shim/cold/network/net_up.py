@@ -248,8 +248,7 @@ def kept_again(here: Host, mark: int = host.MARK) -> None:
 
 def _rules(here: Host, mark: int) -> tuple[str, list[str]]:
     policies = {path.stem: path.read_text() for path in sorted(Path(here.directory).glob("*/*.nft"))}
-    subnets = sorted(told["subnet"] for one in here.profiles() if (told := here.state(one)))
-    return host_rules.tables(mark, subnets) + "".join(policies.values()), list(policies)
+    return host_rules.tables(mark) + "".join(policies.values()), list(policies)
 
 
 def _digest(text: str) -> str:

@@ -25,6 +25,8 @@ from hooks.nft import NETWORK, ORIGINAL, REPLY, TRANSPORT, compared, ct, lookup,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from hooks.grants import Keys
+
     Rules = dict[str, list[bytes]]  # chain -> its rules
 
 GRANTS = ("hosts", "leased", "outbound")  # sets: one address and port each, until a time, ranges; the dearest last
@@ -36,7 +38,6 @@ HARD4 = (
     (b"\x00", b""),  # 0.0.0.0/8: this host
     (b"\xe0\0\0\0", b"\xe0\0\0\0"),  # 224.0.0.0/3: multicast, reserved, broadcast
 )
-LOOPBACK4 = b"\x7f"
 HARD6 = (
     (b"\xfe\x80" + bytes(14), b"\xff\xc0" + bytes(14)),  # fe80::/10: link-local
     (b"\xff", b""),  # ff00::/8: multicast
@@ -44,13 +45,14 @@ HARD6 = (
     (b"\xfd\x20\x00\xce" + bytes(10) + b"\x02\x54", b""),  # fd20:ce::254: that of Google's
     (b"\x00\x64\xff\x9b" + bytes(8) + b"\xa9\xfe", b""),  # 64:ff9b::a9fe:0/112: 169.254.0.0/16 through NAT64
 )
+LOOPBACK4 = b"\x7f"
 
 
 def is_hard(address: bytes) -> bool:
     """Whether the hard deny has these 4 or 16 bytes."""
     for value, mask in HARD6 if len(address) == 16 else HARD4:
-        bits = mask or b"\xff" * len(value)
-        if bytes(a & b for a, b in zip(address, bits, strict=False)) == value:
+        head = bytes([a & b for a, b in zip(address, mask, strict=True)]) if mask else address
+        if head.startswith(value):
             return True
     return False
 
@@ -61,6 +63,15 @@ def alone(first: bytes, last: bytes) -> bool:
     """
     address = first[4:-4]
     return first == last and not is_hard(address) and (len(address) != 4 or not address.startswith(LOOPBACK4))
+
+
+def split(keys: Keys) -> tuple[Keys, Keys]:
+    """Those that are `alone`, and all others."""
+    hosts: Keys = []
+    ranges: Keys = []
+    for key in keys:
+        (hosts if alone(*key) else ranges).append(key)
+    return hosts, ranges
 
 
 RTN_LOCAL = 2

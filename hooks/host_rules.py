@@ -6,7 +6,7 @@ what they are for, and has the elements that containers add. Loaded when a bridg
 
 from __future__ import annotations
 
-from hooks.chains import HARD4, alone
+from hooks.chains import HARD4, split
 from hooks.grants import KEY4, PROTOCOLS, outbound
 from hooks.host import MARK
 from hooks.labels import TABLE, dotted
@@ -231,14 +231,14 @@ def policy(tag: str, section: dict[str, Any]) -> str:
     out = []
     for name, flags in ((f"hosts_{tag}", ""), (f"nets_{tag}", " flags interval;")):
         out.append(f"add set inet {TABLE} {name} {{ {field}{flags} }}\nflush set inet {TABLE} {name}\n")
-    split = {"hosts": [key for key in keys if alone(*key)], "nets": [key for key in keys if not alone(*key)]}
-    for name, some in split.items():
+    granted = dict(zip(("hosts", "nets"), split(keys), strict=True))
+    for name, some in granted.items():
         out += _elements(f"{name}_{tag}", some)
     learned = groups(section.get("learned", ()))
     out += [f"add set inet {TABLE} {learned_set(tag, number)} {LEARNED}\n" for number, _ in enumerate(learned)]
 
     def accepted(name: str, way: str) -> list[str]:
-        return [f"meta l4proto . ip {way} @{name}_{tag} accept"] if split[name] else []
+        return [f"meta l4proto . ip {way} @{name}_{tag} accept"] if granted[name] else []
 
     to, of = "daddr . th dport", "saddr . th sport"
     ping, pong = ([f"icmp type echo-{one} accept"] if section.get("icmp") else [] for one in ("request", "reply"))

@@ -18,7 +18,7 @@ hook. Interface names and addresses play no part, for an engine may attach them 
 from __future__ import annotations
 
 from hooks import nft
-from hooks.chains import alone, rules
+from hooks.chains import rules, split
 from hooks.grants import inbound, outbound
 from hooks.labels import TABLE
 from hooks.netlink import NETFILTER
@@ -83,15 +83,16 @@ def _sets_of(suffix: str, address: int, granted: Keys, rows: int, number: int) -
     """
     fields = (nft.INET_PROTO, address, nft.INET_SERVICE)
     fewer = min(rows, REFUSED_ROWS)
+    hosts, ranges = split(granted)
     counting = [
         nft.new_set(TABLE, name + suffix, number + place, fields, nft.DYNAMIC, most, counted=True)
         for place, (name, most) in enumerate((("flows", rows), ("denied", fewer), ("refused", fewer)), 3)
     ]
     return [
         nft.new_set(TABLE, "hosts" + suffix, number, fields, 0),
-        *nft.new_elements(TABLE, "hosts" + suffix, [(key[0], b"") for key in granted if alone(*key)]),
+        *nft.new_elements(TABLE, "hosts" + suffix, [(first, b"") for first, _ in hosts]),
         nft.new_set(TABLE, "outbound" + suffix, number + 1, fields, nft.INTERVAL),
-        *nft.new_elements(TABLE, "outbound" + suffix, [key for key in granted if not alone(*key)]),
+        *nft.new_elements(TABLE, "outbound" + suffix, ranges),
         nft.new_set(TABLE, "leased" + suffix, number + 2, fields, nft.TIMEOUT, LEASES),
         *counting,
     ]

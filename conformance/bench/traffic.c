@@ -191,12 +191,12 @@ int main(int argc, char **argv)
 	double best = 1e18;
 
 	for (int i = 0; i < (stream ? STREAMS : TURNS); i++) {
+		if (stream && i > 0) {
+			close(fd);
+			fd = opened(mode, argv[2], atoi(argv[3]), false);
+		}
 		double took = stream ? streamed(mode, fd, amount) : turn(mode, fd, echo, amount / TURNS);
 		best = took < best ? took : best;
-		if (!stream)
-			continue;
-		close(fd);
-		fd = opened(mode, argv[2], atoi(argv[3]), false);
 	}
 	return printf("%.1f\n", best) < 0;
 }

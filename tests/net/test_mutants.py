@@ -97,7 +97,7 @@ def test_what_is_refused_whatever_is_granted_among_the_hosts(lab: Lab, monkeypat
         return [lab.tcp(METADATA, 80), lab.udp("127.0.0.11", 53), lab.tcp(FAR4, 443)]
 
     assert said() == ["ECONNREFUSED", "EPERM", "open"]
-    monkeypatch.setattr(lock, "alone", lambda first, last: first == last)
+    monkeypatch.setattr(chains, "alone", lambda first, last: first == last)
     assert said() == ["open"] * 3
 
 

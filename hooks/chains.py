@@ -1,7 +1,8 @@
 """The chains of the lock and their rules, in order. The rules for IPv4 and IPv6 are made by the same functions.
 
-Belongs here: which packet is accepted, refused and counted, and why in this order. Next door: `lock` makes the sets and
-the transaction; `nft` the expressions. Words are expressions, a rule is words one behind the other.
+Belongs here: which packet is accepted, refused and counted, and why in this order. Next door: `stateless` does it
+without conntrack, where that is enough; `lock` makes the sets and the transaction; `nft` the expressions. Words are
+expressions, a rule is words one behind the other.
 
 A flow has an original direction and a reply direction; conntrack tells which. Outbound flows are looked up by the far
 address and port, inbound flows by our port, in both directions alike, as they lie in the packet at these hooks: behind
@@ -150,18 +151,17 @@ def rules(six: bool, dns: bool, icmp: bool) -> Rules:
     """
     v4, v6 = family4(), family6()
     redirect = HERE4 + v4.error + payload(TRANSPORT, 0, 1) + compared(b"\5")
-    led_on = LED_ON4 + nft.verdict(nft.GOTO, "led_on")
     return {
-        "led_on": [TCP + nft.reject_reset(), nft.reject_prohibited()],
-        "deny": _deny(v4),
-        "lo": [led_on, *_resolver(dns), ACCEPT],
+        "led_on": led_on(),
+        "deny": denied(v4),
+        "lo": lo(dns),
         "back": _back(v4, icmp),
         **_six(v6, six, icmp),
         "output": [
             PLAIN4 + FIRST_WAY + v4.to + lookup("hosts") + update("flows") + ACCEPT,
             HERE6 + nft.verdict(nft.GOTO, "output6"),
             OUT_LO + nft.verdict(nft.GOTO, "lo"),
-            led_on,
+            LED_ON4 + nft.verdict(nft.GOTO, "led_on"),
             INVALID + DROP,
             *_output(v4, icmp),
         ],
@@ -178,20 +178,30 @@ def rules(six: bool, dns: bool, icmp: bool) -> Rules:
     }
 
 
-def _resolver(dns: bool) -> list[bytes]:
+def led_on() -> list[bytes]:
+    """What refuses, without a record."""
+    return [TCP + nft.reject_reset(), nft.reject_prohibited()]
+
+
+def lo(dns: bool) -> list[bytes]:
     """127.0.0.11 is not accepted with the rest of lo: Docker's resolver answers there, and forwards from the host's
     network: a tunnel through any lock.
     """
-    return [] if dns else [HERE4 + payload(NETWORK, 16, 4) + compared(b"\x7f\0\0\x0b") + nft.verdict(nft.GOTO, "deny")]
+    resolver = HERE4 + payload(NETWORK, 16, 4) + compared(b"\x7f\0\0\x0b") + nft.verdict(nft.GOTO, "deny")
+    return [LED_ON4 + nft.verdict(nft.GOTO, "led_on"), *([] if dns else [resolver]), ACCEPT]
+
+
+def shut6() -> list[bytes]:
+    """IPv6 on its way out, where nothing of it is granted."""
+    return [nft.counter(), *led_on()]
 
 
 def _six(v6: Family, six: bool, icmp: bool) -> Rules:
     """IPv6, on lo as it is."""
-    led_on = LED_ON6 + nft.verdict(nft.GOTO, "led_on")
-    out, into = [led_on, OUT_LO + ACCEPT, INVALID + DROP], [IN_LO + ACCEPT, LED_ON6 + DROP, INVALID + DROP]
+    led = LED_ON6 + nft.verdict(nft.GOTO, "led_on")
+    out, into = [led, OUT_LO + ACCEPT, INVALID + DROP], [IN_LO + ACCEPT, LED_ON6 + DROP, INVALID + DROP]
     if not six:
-        shut = [nft.counter(), TCP + nft.reject_reset(), nft.reject_prohibited()]
-        return {"output6": [*out, *shut], "input6": [*into, nft.counter(), DROP]}
+        return {"output6": [*out, *shut6()], "input6": [*into, nft.counter(), DROP]}
     # Router and neighbour solicitation and advertisement, without which no address is reached: 133 to 136.
     kind = HERE6 + v6.error + payload(TRANSPORT, 0, 1)
     discovery = kind + compared(b"\x85", nft.LEAST) + compared(b"\x88", nft.MOST) + ACCEPT
@@ -200,7 +210,7 @@ def _six(v6: Family, six: bool, icmp: bool) -> Rules:
     # itself answers by lo in a stranger's name is not new.
     foreign = HERE6 + NEW + nft.source_kind() + compared(_native(RTN_LOCAL), nft.UNEQUAL)
     return {
-        "deny6": _deny(v6),
+        "deny6": denied(v6),
         "back6": _back(v6, icmp),
         "output6": [foreign + DROP, *out, discovery, *_output(v6, icmp)],
         "input6": [*into, discovery, *_input(v6, icmp)],
@@ -247,6 +257,7 @@ def _input(family: Family, icmp: bool) -> list[bytes]:
     ]
 
 
-def _deny(family: Family) -> list[bytes]:
+def denied(family: Family) -> list[bytes]:
+    """What counts and refuses."""
     count = family.to + update("denied" + family.suffix)
     return [TCP + count, TCP + nft.reject_reset(), UDP + count, nft.reject_prohibited()]

@@ -1,15 +1,15 @@
 """The lock: the nf_tables table `agentshim` in a container's own network namespace, which refuses all but what policy
 grants. Pure: the compiled section `network` in, one step of a plan out.
 
-Belongs here: the sets, and the one transaction. Next door: `chains` has the rules; `grants` makes keys of grants;
-`plan` writes the step for the hook; `records` reads the sets.
+Belongs here: the sets, and the one transaction. Next door: `chains` has the rules, `stateless` those that stand behind
+the host's lock; `grants` makes keys of grants; `plan` writes the step for the hook; `records` reads the sets.
 
 It holds against whoever has neither NET_ADMIN nor NET_RAW over this namespace: packet sockets go around the output
 hook. Interface names and addresses play no part, for an engine may attach them later; lo is always 1. The rules keep:
 
     Every packet of an outbound flow is looked up, and so is every answer to it: a lease that ends cuts both directions
     of an established flow. Hence no "ct state established accept".
-    Answers to inbound flows go out only from ports that are granted inbound.
+    Answers to inbound flows go out only from ports that are granted inbound; whoever grants none needs no conntrack.
     The hard deny comes before every grant and every answer, but for @hosts, which has no such address.
     A flow is counted and accepted by one rule: where @flows is full, nothing new goes out.
     What is refused is answered (a RST, or ICMP): a connect fails at once instead of in minutes.
@@ -17,12 +17,12 @@ hook. Interface names and addresses play no part, for an engine may attach them 
 
 from __future__ import annotations
 
-from hooks import nft
+from hooks import nft, stateless
 from hooks.chains import rules, split
 from hooks.grants import inbound, outbound
 from hooks.labels import TABLE
 from hooks.netlink import NETFILTER
-from hooks.plan import CONTAINER, Step
+from hooks.plan import CONTAINER, ONLY_BUILT, ONLY_EMPTY, Step
 from shim.errors import Refused
 
 TYPE_CHECKING = False
@@ -50,13 +50,35 @@ def steps(network: Network, rows: int = ROWS) -> tuple[Step, ...]:
     """
     if network["mode"] == "engine":
         return ()
-    out4, out6 = outbound(network)
-    into = inbound(network)
+    out4, out6, into = _keys(network)
+    chains = rules(bool(out6), bool(network.get("dns")), bool(network.get("icmp")))
+    return (step(sets(out4, out6, into, rows), chains, words(network)),)
+
+
+def behind(network: Network, rows: int = ROWS) -> tuple[Step, ...]:
+    """As `steps`, for a network of ours, where the host's lock has conntrack: without it, if it is needed for nothing
+    else. With `auto` a plan has both: the lock of a network that an engine has built meanwhile is its only one.
+    """
+    out4, out6, into = _keys(network)
+    hosts, ranges = split(out4)
+    # `net refresh` may have a range of ports to add for a name that leads nowhere today.
+    wide = ranges or any(first != last for *_, first, last in network.get("names", ()))
+    if out6 or into or wide or network.get("icmp"):
+        return steps(network, rows)
+    told = f"{words(network)}, without conntrack"
+    ours = step(hosts_of("", nft.IPV4_ADDR, hosts, rows, 1), stateless.rules(bool(network.get("dns"))), told)
+    if network["mode"] != "auto":
+        return (ours,)
+    return (ours.only(ONLY_EMPTY), *[one.only(ONLY_BUILT) for one in steps(network, rows)])
+
+
+def _keys(network: Network) -> tuple[Keys, Keys, Keys]:
+    """The keys of what goes out by IPv4, by IPv6, and comes in."""
+    (out4, out6), into = outbound(network), inbound(network)
     count = len(out4) + len(out6) + len(into)
     if count > MOST:
         raise Refused("network", "outbound", f"{count} grants", f"{MOST} grants", "write networks instead of hosts")
-    chains = rules(bool(out6), bool(network.get("dns")), bool(network.get("icmp")))
-    return (step(sets(out4, out6, into, rows), chains, words(network)),)
+    return out4, out6, into
 
 
 def step(made: list[nft.Message], chains: Rules, told: str) -> Step:
@@ -81,21 +103,32 @@ def _sets_of(suffix: str, address: int, granted: Keys, rows: int, number: int) -
     """Grants of one address and one port are in a hash of their own, where a thousand cost a packet what one costs; a
     set of 1,000 ranges takes 2.5 µs more than one of 10 (measured at 1.3 µs for a datagram that is granted by @hosts).
     """
-    fields = (nft.INET_PROTO, address, nft.INET_SERVICE)
-    fewer = min(rows, REFUSED_ROWS)
     hosts, ranges = split(granted)
+    return [
+        *hosts_of(suffix, address, hosts, rows, number),
+        nft.new_set(TABLE, "outbound" + suffix, number + 5, _fields(address), nft.INTERVAL),
+        *nft.new_elements(TABLE, "outbound" + suffix, ranges),
+    ]
+
+
+def hosts_of(suffix: str, address: int, hosts: Keys, rows: int, number: int) -> list[nft.Message]:
+    """All sets but the ranges."""
+    fields = _fields(address)
+    fewer = min(rows, REFUSED_ROWS)
     counting = [
         nft.new_set(TABLE, name + suffix, number + place, fields, nft.DYNAMIC, most, counted=True)
-        for place, (name, most) in enumerate((("flows", rows), ("denied", fewer), ("refused", fewer)), 3)
+        for place, (name, most) in enumerate((("flows", rows), ("denied", fewer), ("refused", fewer)), 2)
     ]
     return [
         nft.new_set(TABLE, "hosts" + suffix, number, fields, 0),
         *nft.new_elements(TABLE, "hosts" + suffix, [(first, b"") for first, _ in hosts]),
-        nft.new_set(TABLE, "outbound" + suffix, number + 1, fields, nft.INTERVAL),
-        *nft.new_elements(TABLE, "outbound" + suffix, ranges),
-        nft.new_set(TABLE, "leased" + suffix, number + 2, fields, nft.TIMEOUT, LEASES),
+        nft.new_set(TABLE, "leased" + suffix, number + 1, fields, nft.TIMEOUT, LEASES),
         *counting,
     ]
+
+
+def _fields(address: int) -> tuple[int, ...]:
+    return nft.INET_PROTO, address, nft.INET_SERVICE
 
 
 def words(network: Network) -> str:

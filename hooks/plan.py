@@ -11,6 +11,7 @@ A room may have bits beside it:
 
     ONLY_EMPTY  not done where an engine built a network already: where, before the first step, an interface of the
                 container's namespace but lo is up. What was not done is not undone either.
+    ONLY_BUILT  done only there, in place of a step that is ONLY_EMPTY.
     KEEP        undone when a later step fails, but not at the container's end: it goes with the namespace by itself,
                 and slowly (a link takes 32 ms).
     WHOLE       undone in one transaction or not at all: an element that is this container's alone tells that the others
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     Open = Callable[[int, int], netlink.Socket]  # room, family
 
 CONTAINER, HOST = 0, 1
-ONLY_EMPTY, KEEP, WHOLE, REQUIRED = 0x100, 0x200, 0x400, 0x800
-BITS = ONLY_EMPTY | KEEP | WHOLE | REQUIRED
+ONLY_EMPTY, KEEP, WHOLE, REQUIRED, ONLY_BUILT = 0x100, 0x200, 0x400, 0x800, 0x1000
+BITS = ONLY_EMPTY | KEEP | WHOLE | REQUIRED | ONLY_BUILT
 NETNS = 8
 ROOMS = {CONTAINER: "container", HOST: "host"}
 FAMILIES = {netlink.ROUTE: "route", netlink.NETFILTER: "netfilter"}
@@ -89,10 +90,15 @@ class Step(Value):
         """Whether it is undone at the container's end."""
         return self.where == HOST and not self.room & KEEP and bool(self.undo)
 
+    def only(self, bit: int) -> Step:
+        """The same step with one bit more."""
+        return Step(self.room | bit, self.family, self.do, self.undo, self.acks, self.words)
+
     def __str__(self) -> str:
         told = [f"{len(self.do)} bytes", "undone by itself" if self.undo else "not undone"]
         told += ["undone at the end"] if self.released else []
         told += ["only in an empty network"] if self.room & ONLY_EMPTY else []
+        told += ["only in an engine's network"] if self.room & ONLY_BUILT else []
         return f"{ROOMS[self.where]}: {FAMILIES[self.family]}: {self.words} ({', '.join(told)})"
 
 
@@ -147,7 +153,7 @@ def replay(steps: Iterable[Step], open_socket: Open) -> None:
         raise HostError("network", "mode", "a network that an engine has made", "an empty one", todo)
     done: list[Step] = []
     for place, step in enumerate(every, 1):
-        if step.room & ONLY_EMPTY and not empty:
+        if step.room & (ONLY_BUILT if empty else ONLY_EMPTY):
             continue
         try:
             open_socket(step.where, step.family).ask(step.do, step.acks)
@@ -180,10 +186,7 @@ def release(steps: Iterable[Step], open_socket: Open) -> None:
 
 def required(steps: Iterable[Step]) -> tuple[Step, ...]:
     """Steps of which those that are ONLY_EMPTY are REQUIRED."""
-    return tuple(
-        Step(one.room | REQUIRED, one.family, one.do, one.undo, one.acks, one.words) if one.room & ONLY_EMPTY else one
-        for one in steps
-    )
+    return tuple(one.only(REQUIRED) if one.room & ONLY_EMPTY else one for one in steps)
 
 
 def _is_empty(kernel: netlink.Socket) -> bool:

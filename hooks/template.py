@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Whoever makes steps: another encoding makes another plan.
 MAKERS = (
     *("attributes", "chains", "grants", "host", "labels", "link", "lock", "netlink", "nft", "nft_ask", "plan"),
-    *("template", "../shim/errors", "../shim/lattice", "../shim/verbs/steps"),
+    *("stateless", "template", "../shim/errors", "../shim/lattice", "../shim/verbs/steps"),
 )
 STRANGERS = b"\xf3\x9a\xe5\xb7", b"\xc6\x5b\xd9\x8e"  # no address of anybody's: 240.0.0.0/4 is not in use, nor are ours
 _HERE = __file__.rpartition("/")[0]

@@ -52,9 +52,9 @@
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 #define MAGIC "ASNET\0\0\2"
-enum { MOST_BYTES = 1 << 20, MOST_STEPS = 4096, SECONDS = 2 };
-enum { NETNS = 8 }; /* the descriptor by which a message names the container's namespace */
-enum { CONTAINER, HOST, ROOMS, ONLY_EMPTY = 0x100, KEEP = 0x200, WHOLE = 0x400, REQUIRED = 0x800, BITS = 0xf00 };
+enum { MOST_BYTES = 1 << 20, MOST_STEPS = 4096, SECONDS = 2, NETNS = 8 }; /* by NETNS a message names the namespace */
+enum { CONTAINER, HOST, ROOMS, BITS = 0x1f00 };
+enum { ONLY_EMPTY = 0x100, KEEP = 0x200, WHOLE = 0x400, REQUIRED = 0x800, ONLY_BUILT = 0x1000 }; /* of BITS */
 enum { ROUTE, NETFILTER, FAMILIES };
 
 /* One step as it lies in the file. The bytes of `DO` follow it, then those of `UNDO`, each padded with zeros to 4. */
@@ -622,8 +622,8 @@ int main(int argc, char **argv) {
     if (!empty && rooms & REQUIRED)
         fail("mode", "a network that an engine has made", "an empty one", "start it with --network none, or set mode = auto");
     for (uint32_t i = 0; i < plan[2]; i++) {
-        if (!empty && steps[i]->room & ONLY_EMPTY)
-            steps[i] = NULL; /* an engine made a network there: neither done nor undone */
+        if (steps[i]->room & (empty ? ONLY_BUILT : ONLY_EMPTY))
+            steps[i] = NULL; /* an engine made a network there, or it made none: neither done nor undone */
         int error = steps[i] ? apply(steps[i]) : 0;
         if (error)
             give_back(i, error);

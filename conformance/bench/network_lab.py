@@ -210,7 +210,7 @@ class Ours:
         name = f"plan-{self.count}"
         state, lease, script = (self.folder / f"{name}.{kind}" for kind in ("state", "lease", "plan"))
         inside = {**self.section, "inbound": INBOUND if published else [], "address": labels.dotted(packed)}
-        steps = (*lock.steps(inside), *enter, *link.steps(port))
+        steps = (*lock.behind(inside), *enter, *link.steps(port))
         script.write_bytes(plan.encode(steps))
         state.write_text(json.dumps({"ociVersion": "1.0.2", "id": name, "pid": guest.pid, "bundle": "/"}))
         lease.write_text(f"{name}\n")

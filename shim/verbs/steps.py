@@ -25,10 +25,10 @@ def linked(section: dict[str, Any], at: At, digest: str, address: bytes) -> byte
     """The plan for a network of ours under the policy of `digest`, for a container at an address."""
     index, gateway, prefix, six = at
     port = link.Port(index, address_of(gateway), prefix, address)
-    steps = lock.steps(section)
     if "macvlan" in section:  # the lock inside is the only one
-        steps += link.on_lan(port, six)
+        steps = lock.steps(section) + link.on_lan(port, six)
     else:
+        steps = lock.behind(section)
         enter = host.enter(port, labels.tag(digest), section["pinned"], section["at_host"])
         steps += (enter, *host.doors(port, section["publish"]), *link.steps(port, six))
     # With `auto` an engine's network is filtered where it is, all else is not what the policy wants.

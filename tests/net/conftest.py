@@ -12,11 +12,11 @@ from tests.net import lab as labs
 
 
 @pytest.fixture
-def lab() -> Iterator[labs.Lab]:
+def lab(request: pytest.FixtureRequest) -> Iterator[labs.Lab]:
     lacking = labs.missing()
     if lacking:
         pytest.skip(lacking)
-    made = labs.Lab()
+    made = labs.Lab(stateless=getattr(request, "param", False))  # see labs.either
     try:
         yield made
     finally:

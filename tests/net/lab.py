@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hooks import plan, records
 
 CONTAINER4, INTERNET4 = "10.99.0.2", "10.99.0.1"
@@ -29,6 +31,8 @@ METADATA = "169.254.169.254"
 HOOK = Path(__file__).parents[2] / "native" / "build" / "agentshim-net"
 CLONE_NEWNET = 0x40000000
 NOBODY = 65534
+
+either = pytest.mark.parametrize("lab", [False, True], ids=["conntrack", "stateless"], indirect=True)
 
 _count = 0
 
@@ -48,10 +52,13 @@ def ip(*words: str) -> None:
 
 
 class Lab:
-    """`c`, `i`: the names of both namespaces, with this process's id in them. `close` ends all that was started."""
+    """`c`, `i`: the names of both namespaces, with this process's id in them. `close` ends all that was started.
+    `stateless`: whether `load` makes the lock that stands behind the host's.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, stateless: bool = False) -> None:
         global _count
+        self.stateless = stateless
         _count += 1
         self.c, self.i = f"asc-{os.getpid()}-{_count}", f"asi-{os.getpid()}-{_count}"
         self.children: list[int] = []
@@ -169,7 +176,10 @@ class Lab:
         """As a container's start does it."""
         from hooks import lock
 
-        self.replay(lock.steps({"mode": "confine", **network}, **options))
+        make = lock.behind if self.stateless else lock.steps
+        steps = make({"mode": "confine", **network}, **options)
+        assert ("without conntrack" in steps[0].words) == self.stateless
+        self.replay(steps)
 
     def replay(self, steps: tuple[plan.Step, ...]) -> None:
         with records.opened(self.path) as kernel:

@@ -1,7 +1,7 @@
 """The lock as text for nft(8), written by hand from the contract: what `hooks.lock` makes must list the same.
 
-nft 1.0.6 can list, but not read, `ct reply proto-src` within a key. Those rules are left out of the text, and expected
-as listings: UNREADABLE tells them by the key, `related` says what they are.
+nft 1.0.6 can list, but not read, `ct reply proto-src` within a key, nor a key of bytes of a header. These are left
+out of the text, and expected as listings: `unreadable` tells them by the key, `related` and `about` have them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROTO_SRC = {"ct": {"key": "proto-src", "dir": "reply"}}
 
 
 def unreadable(rule: Any) -> bool:
-    return "proto-src" in repr(rule)
+    return "proto-src" in repr(rule) or "'concat': [{'payload': {'base'" in repr(rule)
 
 
 def text(elements: dict[str, list[str]], six: bool, dns: bool, icmp: bool, rows: int = 4096) -> str:
@@ -127,6 +127,74 @@ def _deny(f: str) -> list[str]:
     ]
 
 
+def stateless(hosts: list[str], dns: bool) -> str:
+    """The lock that does without conntrack."""
+    key = "type inet_proto . ipv4_addr . inet_service;"
+    refusal = ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
+    led_on = "meta nfproto ipv4 ip hdrlength != 5 goto led_on"
+    count = f"update @flows {{ {TO} }} accept"
+    of = "meta l4proto . ip saddr . th sport"
+    refused = "update @refused { meta l4proto . ip saddr . th dport }"
+    chains = {
+        "deny": _deny(""),
+        "led_on": refusal,
+        "unasked": [f"meta l4proto tcp {refused}", f"meta l4proto udp {refused}", "drop"],
+        "peer": ["meta l4proto tcp @th,104,8 & 0x12 == 2 goto unasked", "accept"],
+        "errors": ["drop"],
+        "lo": [led_on, *([] if dns else ["ip daddr 127.0.0.11 goto deny"]), "accept"],
+        "output6": ["exthdr rt exists goto led_on", "oif 1 accept", "counter", *refusal],
+        "output": [
+            "type filter hook output priority filter; policy drop;",
+            f"@nh,0,8 0x45 {TO} @hosts {count}",
+            "meta nfproto ipv6 goto output6",
+            "oif 1 goto lo",
+            led_on,
+            *(f"ip daddr {net} goto deny" for net in HARD[""]),
+            f"{TO} @leased {count}",
+            "goto deny",
+        ],
+        "input": [
+            "type filter hook input priority filter; policy drop;",
+            "iif 1 accept",
+            f"@nh,0,8 0x45 {of} @hosts goto peer",
+            "meta nfproto ipv6 counter drop",
+            "meta nfproto ipv4 ip hdrlength != 5 drop",
+            f"{of} @leased goto peer",
+            "meta l4proto icmp goto errors",
+            "goto unasked",
+        ],
+        "forward": ["type filter hook forward priority filter; policy drop;", "drop"],
+    }
+    lines = ["table inet agentshim {", f"set hosts {{ {key} {_elements(hosts)} }}"]
+    lines.append(f"set leased {{ {key} flags timeout; size 1024; }}")
+    lines += [
+        f"set {name} {{ {key} flags dynamic; size {most}; counter; }}"
+        for name, most in (("flows", 4096), ("denied", 1024), ("refused", 1024))
+    ]
+    for name, rules in chains.items():
+        lines += [f"chain {name} {{", *rules, "}"]
+    return "\n".join([*lines, "}"])
+
+
+def about() -> list[tuple[str, list[Any]]]:
+    """(chain, expressions) of the rules of `stateless` for ICMP errors: of kind 3 or 11, about an IPv4 packet without
+    options; its protocol, destination, and the port there.
+    """
+    key = [_bytes(*place) for place in ((17, 1), (24, 4), (30, 2))]
+    kind = _match({"&": [_bytes(0, 1), 0xF7]}, 3)
+    first = _match(_bytes(8, 1), 0x45)
+    accept = {"accept": None}
+    return [("errors", [kind, first, _match({"concat": key}, f"@{name}"), accept]) for name in ("hosts", "leased")]
+
+
+def _bytes(place: int, count: int) -> Any:
+    return {"payload": {"base": "th", "offset": place * 8, "len": count * 8}}
+
+
+def _match(left: Any, right: Any, op: str = "==") -> Any:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
 def related(six: bool) -> list[tuple[str, list[Any]]]:
     """(chain, expressions) of the rules for ICMP errors, which nft lists but does not read."""
     out: list[tuple[str, list[Any]]] = []
@@ -142,13 +210,10 @@ def related(six: bool) -> list[tuple[str, list[Any]]]:
 
 
 def _error(f: str, direction: str, key: list[Any], name: str) -> list[Any]:
-    def match(left: Any, right: str, op: str = "==") -> Any:
-        return {"match": {"op": op, "left": left, "right": right}}
-
     return [
-        *([match({"ct": {"key": "direction"}}, direction)] if direction else []),
-        match({"ct": {"key": "state"}}, "related", "in"),
-        match({"meta": {"key": "l4proto"}}, "ipv6-icmp" if f else "icmp"),
-        match({"concat": key}, name),
+        *([_match({"ct": {"key": "direction"}}, direction)] if direction else []),
+        _match({"ct": {"key": "state"}}, "related", "in"),
+        _match({"meta": {"key": "l4proto"}}, "ipv6-icmp" if f else "icmp"),
+        _match({"concat": key}, name),
         {"accept": None},
     ]

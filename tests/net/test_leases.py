@@ -10,7 +10,7 @@ import pytest
 
 from hooks import labels, records
 from shim.errors import HostError, Invalid, Refused
-from tests.net.lab import CONTAINER4, FAR4, FAR6, METADATA, Lab
+from tests.net.lab import CONTAINER4, FAR4, FAR6, METADATA, Lab, either
 
 
 def listen(protocol: str, address: str, seconds: float) -> tuple[float, float, str]:
@@ -83,6 +83,7 @@ def go(protocol: str, address: str) -> str:
     return labs.tcp(address, 443) if protocol == "tcp" else labs.udp(address, 443)
 
 
+@either
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_the_end_cuts_what_only_the_far_side_sends(lab: Lab, protocol: str) -> None:
     """A download: for UDP the container sends nothing at all, so that nothing of it could be looked up."""
@@ -93,6 +94,7 @@ def test_the_end_cuts_what_only_the_far_side_sends(lab: Lab, protocol: str) -> N
     assert 1.5 < heard < 3
 
 
+@either
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_revocation_cuts_at_once(lab: Lab, protocol: str) -> None:
     lab.serve(lab.i, (protocol, FAR4, 443), chatter=True)
@@ -110,6 +112,7 @@ def go_from(lab: Lab, protocol: str) -> Any:
     return lab.inside(lab.c, lambda: go(protocol, FAR4))
 
 
+@either
 def test_a_static_grant_beside_it_is_not_cut(lab: Lab) -> None:
     lab.serve(lab.i, ("tcp", FAR4, 443), chatter=True)
     lab.load({"outbound": [["tcp", FAR4, 443, 443]]})
@@ -134,6 +137,7 @@ def test_rows_say_what_is_leased(lab: Lab) -> None:
     assert udp[:4] == ("udp", FAR6, 53, 5_000) and 0 < udp[4] <= 5_000
 
 
+@either
 def test_a_lease_anew_counts_from_now(lab: Lab) -> None:
     lab.load({})
     records.lease_add(lab.path, "tcp", FAR4, 443, 1_000)
@@ -147,6 +151,7 @@ def test_a_lease_anew_counts_from_now(lab: Lab) -> None:
     assert len(records.leases(lab.path)) == 1
 
 
+@either
 def test_what_cannot_be_leased(lab: Lab) -> None:
     with pytest.raises(HostError, match="not confined"):
         records.lease_add(lab.path, "tcp", FAR4, 443, 1000)
@@ -170,6 +175,7 @@ def test_what_cannot_be_leased(lab: Lab) -> None:
     assert records.leases(lab.path) == []
 
 
+@either
 def test_full_leases_say_so(lab: Lab) -> None:
     from hooks import lock, nft
     from hooks.grants import KEY4

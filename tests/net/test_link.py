@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hooks import host, host_state, labels, link, lock, netlink, nft, plan
 from hooks.attributes import attributes
 from hooks.link import Port
-from hooks.plan import CONTAINER, HOST, KEEP, NETNS, ONLY_EMPTY, Step
+from hooks.plan import CONTAINER, HOST, KEEP, NETNS, ONLY_BUILT, ONLY_EMPTY, Step
 from shim.cold.network import net_down
 from shim.errors import HostError
 from tests.net import hostlab
@@ -780,6 +780,7 @@ def test_bits_of_a_step() -> None:
         (HOST | KEEP, HOST, False),
         (CONTAINER, CONTAINER, False),
         (CONTAINER | ONLY_EMPTY | KEEP, CONTAINER, False),
+        (HOST | ONLY_BUILT, HOST, True),
     ):
         step = Step(room, netlink.NETFILTER, undo, undo, 1, "x")
         assert (step.where, step.released) == (where, released)

@@ -19,7 +19,7 @@ import pytest
 from hooks import lock, nft, plan, records
 from shim.errors import HostError
 from tests.net import lab as labs
-from tests.net.lab import CONTAINER4, CONTAINER6, FAR4, FAR6, INTERNET4, INTERNET6, METADATA, Lab, spoofed
+from tests.net.lab import CONTAINER4, CONTAINER6, FAR4, FAR6, INTERNET4, INTERNET6, METADATA, Lab, either, spoofed
 
 REFUSED = {"tcp": "ECONNREFUSED", "udp": "EPERM"}  # a RST; send itself fails, and an ICMP error follows
 
@@ -38,6 +38,7 @@ def test_before_the_lock_all_is_open(lab: Lab) -> None:
     assert (lab.tcp(CONTAINER4, 8080, lab.i), lab.udp(CONTAINER4, 8080, lab.i)) == ("open",) * 2
 
 
+@either
 def test_outbound_only_as_granted_and_refused_at_once(lab: Lab) -> None:
     lab.serve(lab.i, *both(FAR4, 443, 444), *both("203.0.113.6", 443))
     lab.load({"outbound": [["tcp", FAR4, 443, 443], ["udp", FAR4, 444, 444]]})
@@ -54,6 +55,7 @@ def test_outbound_only_as_granted_and_refused_at_once(lab: Lab) -> None:
     }
 
 
+@either
 def test_a_refused_datagram_is_answered_at_once(lab: Lab) -> None:
     """Who does not look at what send says gets the ICMP error, without waiting."""
     lab.load({})
@@ -155,6 +157,7 @@ def test_the_engines_resolver_on_lo_only_with_dns(lab: Lab, dns: bool) -> None:
     assert [lab.tcp(INTERNET4, 53), lab.udp(INTERNET4, 53)] == ["open", "open"]
 
 
+@either
 def test_resolvers_only_on_port_53(lab: Lab) -> None:
     lab.serve(lab.i, *both(INTERNET4, 53, 54))
     lab.load({"dns": True, "resolvers": [INTERNET4]})
@@ -162,6 +165,7 @@ def test_resolvers_only_on_port_53(lab: Lab) -> None:
     assert (lab.tcp(INTERNET4, 54), lab.udp(INTERNET4, 54)) == (REFUSED["tcp"], REFUSED["udp"])
 
 
+@either
 def test_lo_is_open_also_by_the_containers_own_address(lab: Lab) -> None:
     lab.serve(lab.c, *both("127.0.0.1", 8000), *both("::1", 8000), *both(CONTAINER4, 8000))
     lab.load({})
@@ -244,6 +248,7 @@ def test_an_icmp_error_about_a_granted_flow_comes_in(lab: Lab) -> None:
     assert lab.udp(CONTAINER4, 9, lab.i) == "ECONNREFUSED"
 
 
+@either
 def test_counters_are_what_was_sent(lab: Lab) -> None:
     """20 datagrams of 100 bytes are 20 packets of 128: IP and UDP headers count, Ethernet does not; answers do not."""
     lab.serve(lab.i, ("udp", FAR4, 443), ("tcp", FAR4, 443))
@@ -291,6 +296,7 @@ def test_full_flows_fail_closed(lab: Lab) -> None:
     assert lab.rows("denied").keys() == {("tcp", FAR4, 1004), ("tcp", FAR4, 1005)}
 
 
+@either
 def test_full_denied_still_denies(lab: Lab) -> None:
     lab.load({}, rows=2)
     assert [lab.tcp(FAR4, port) for port in range(1, 6)] == [REFUSED["tcp"]] * 5
@@ -319,6 +325,7 @@ def test_a_batch_with_one_bad_message_leaves_nothing(lab: Lab) -> None:
     assert lab.rules() == []
 
 
+@either
 def test_every_capability_in_a_user_namespace_of_ones_own_undoes_nothing(lab: Lab) -> None:
     """`unshare -Ur` gives an agent root over a new user namespace; this network belongs to the old one."""
     lab.serve(lab.i, ("tcp", FAR4, 443))
@@ -342,6 +349,7 @@ def test_every_capability_in_a_user_namespace_of_ones_own_undoes_nothing(lab: La
     assert lab.tcp(FAR4, 443) == REFUSED["tcp"]
 
 
+@either
 def test_fragments_of_ones_own_making_do_not_pass(lab: Lab) -> None:
     """IP_NODEFRAG: a later fragment has no ports to look up."""
     lab.load({"outbound": [["udp", FAR4, 443, 443]]})
@@ -460,6 +468,7 @@ def test_multicast_and_broadcast_are_not_any(lab: Lab) -> None:
     assert lab.inside(lab.c, lambda: send(FAR4)) == "open"
 
 
+@either
 def test_a_socket_bound_to_lo_reaches_nobody_outside(lab: Lab) -> None:
     """SO_BINDTODEVICE needs no capability; with forwarding on, what goes out by lo could come back and be sent on."""
     lab.serve(lab.i, *both(FAR4, 443))

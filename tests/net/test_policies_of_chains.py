@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hooks import chains, host_rules, nft
+from hooks import chains, host_rules, nft, stateless
 from hooks import host as elements_of
 from hooks.attributes import nested, text, u32
 from hooks.link import Port
@@ -25,13 +25,22 @@ LEARNED = {**SECTION, "learned": [["tcp", "a.test", 443, 443]]}
 @pytest.mark.parametrize("six", [False, True])
 @pytest.mark.parametrize("icmp", [False, True])
 def test_the_lock_inside_ends_each_chain(six: bool, icmp: bool) -> None:
-    deny = nft.verdict(nft.GOTO, "deny"), nft.verdict(nft.GOTO, "deny6")
-    every = chains.rules(six, True, icmp)
+    ends(chains.rules(six, True, icmp))
+
+
+@pytest.mark.parametrize("dns", [False, True])
+def test_the_lock_without_conntrack_ends_each_chain(dns: bool) -> None:
+    ends(stateless.rules(dns), "peer")
+
+
+def ends(every: chains.Rules, *accepting: str) -> None:
+    """`accepting`: chains that nothing comes to but what is granted."""
+    deny = [nft.verdict(nft.GOTO, name) for name in ("deny", "deny6", "unasked")]
     for name, rules in every.items():
         assert rules, name
         if name in ("back", "back6"):  # comes back: nobody goes there for good
             assert not any(nft.verdict(nft.GOTO, name) in rule for chain in every.values() for rule in chain)
-        elif name == "lo":
+        elif name in ("lo", *accepting):
             assert rules[-1] == chains.ACCEPT
         else:
             assert rules[-1] in (chains.DROP, nft.reject_prohibited(), *deny), name

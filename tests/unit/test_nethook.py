@@ -34,7 +34,7 @@ NEEDED = ("unshare", "nsenter", "ip", "nft")
 MOST = 1 << 20
 ROUTE, NETFILTER = 0, 12
 CONTAINER, HOST = 0, 1
-ONLY_EMPTY, KEEP = 0x100, 0x200
+ONLY_EMPTY, KEEP, ONLY_BUILT = 0x100, 0x200, 0x1000
 REQUEST, ACK, EXCL, CREATE = 1, 4, 0x200, 0x400
 NOOP, NEWLINK, NEWADDR, DELADDR = 1, 16, 20, 21
 NEWTABLE, DELTABLE, NEWELEMENT, DELELEMENT = 10 << 8, 10 << 8 | 2, 10 << 8 | 12, 10 << 8 | 14
@@ -282,7 +282,7 @@ MALFORMED = {
     "room 2^32-1": with_u32(ONE, AT["room"], 0xFFFFFFFF),
     "room 2 with bits": with_u32(ONE, AT["room"], 2 | ONLY_EMPTY | KEEP),
     "room with the bit below": with_u32(ONE, AT["room"], HOST | 0x80),
-    "room with the bit above": with_u32(ONE, AT["room"], HOST | 0x1000),
+    "room with the bit above": with_u32(ONE, AT["room"], HOST | 0x2000),
     "room with the highest bit": with_u32(ONE, AT["room"], HOST | 0x80000000),
     "family 1": with_u32(ONE, AT["family"], 1),
     "family 2^32-1": with_u32(ONE, AT["family"], 0xFFFFFFFF),
@@ -420,14 +420,38 @@ def is_whole(raw: bytes) -> bool:
                 return False
             parts.append(messages_of(rest[:length], family))
             rest = rest[padded:]
-        if room & ~0xF00 > 1 or family not in (ROUTE, NETFILTER) or parts[0] is None or parts[1] is None:
+        if room & ~0x1F00 > 1 or family not in (ROUTE, NETFILTER) or parts[0] is None or parts[1] is None:
             return False
         if acks == 0 or acks != sum(1 for _, flags in parts[0] if flags & ACK):
             return False
     return not rest and 0 < count <= 4096
 
 
-NUMBERS = [0, 1, 2, 3, 4, 11, 12, 13, 15, 16, 17, 20, 36, 0x100, 0x101, 0x200, 0x201, 0x301, 0x302, 0x400, 0x800, 4096]
+NUMBERS = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    11,
+    12,
+    13,
+    15,
+    16,
+    17,
+    20,
+    36,
+    0x100,
+    0x101,
+    0x200,
+    0x201,
+    0x301,
+    0x302,
+    0x400,
+    0x800,
+    4096,
+    0x2000,
+]
 EDGES = st.sampled_from([*NUMBERS, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFC, 0xFFFFFFFF])
 
 
@@ -691,6 +715,26 @@ def test_only_in_an_empty_network(stage: Stage, case: str) -> None:
     assert stage.container.tables() == ({"agentshim"} if empty else set())
     assert stage.host.is_up() == empty
     assert "127.0.0.5" in stage.container.addresses()
+
+
+@pytest.mark.parametrize("case", NAMED_LINKS)
+def test_only_in_an_engines_network(stage: Stage, case: str) -> None:
+    """In place of what is only for an empty one: of both locks that a plan has, one is made."""
+    stage.container.run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    for name in NAMED_LINKS[case]:
+        stage.container.run("ip", "link", "set", name, "up")
+    built = not set(NAMED_LINKS[case]) <= {"lo"}
+    done = stage.call(encode(SPARE_TABLE, TABLE._replace(room=ONLY_BUILT), ADDRESS._replace(room=ONLY_BUILT)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert stage.container.tables() == {"agentshim"}
+    assert ("127.0.0.5" in stage.container.addresses()) == built
+
+
+def test_a_plan_that_looks_at_no_network_has_none_of_an_engines(stage: Stage) -> None:
+    stage.container.run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    stage.container.run("ip", "link", "set", "v0", "up")
+    assert stage.call(encode(ADDRESS, TABLE._replace(room=ONLY_BUILT))).returncode == 0
+    assert not stage.container.tables()
 
 
 def test_two_hundred_interfaces_are_all_looked_at(stage: Stage) -> None:

@@ -124,6 +124,20 @@ def _keys(nets: Nets, width: int) -> Keys:
     return out
 
 
+def apart(keys: Keys) -> Keys:
+    """The same grants, of IPv4 keys of one address with each port by itself."""
+    out: Keys = []
+    for first, last in keys:
+        if len(first) != KEY4.size or first[4:8] != last[4:8]:
+            out.append((first, last))
+            continue
+        protocol, address, port = KEY4.unpack(first)
+        for one in range(port, KEY4.unpack(last)[2] + 1):
+            key = KEY4.pack(protocol, address, one)
+            out.append((key, key))
+    return out
+
+
 def disjoint(nets: Nets, bits: int) -> Nets:
     """The same addresses and ports, each once: a network keeps the ports that no wider network of its protocol has."""
     lengths = sorted({prefix for _, _, prefix in nets})

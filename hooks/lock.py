@@ -12,7 +12,7 @@ hook. Interface names and addresses play no part, for an engine may attach them 
     Answers to inbound flows go out only from ports that are granted inbound; whoever grants none needs no conntrack.
     The hard deny comes before every grant and every answer, but for @hosts, which has no such address.
     A flow is counted and accepted by one rule: where @flows is full, nothing new goes out.
-    What is refused is answered (a RST, or ICMP): a connect fails at once instead of in minutes.
+    What is refused on its way out is answered (a RST, or ICMP): a connect fails at once instead of in minutes.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 CONTAINER, HOST = 0, 1
 ONLY_EMPTY, KEEP, WHOLE, REQUIRED, ONLY_BUILT = 0x100, 0x200, 0x400, 0x800, 0x1000
 BITS = ONLY_EMPTY | KEEP | WHOLE | REQUIRED | ONLY_BUILT
+EITHER = ONLY_EMPTY | ONLY_BUILT  # not both: such a step is never done
 NETNS = 8
 ROOMS = {CONTAINER: "container", HOST: "host"}
 FAMILIES = {netlink.ROUTE: "route", netlink.NETFILTER: "netfilter"}
@@ -147,7 +148,7 @@ def replay(steps: Iterable[Step], open_socket: Open) -> None:
     the container's namespace as descriptor NETNS. HostError names the step that failed.
     """
     every = list(steps)
-    empty = not any(step.room & ONLY_EMPTY for step in every) or _is_empty(open_socket(CONTAINER, netlink.ROUTE))
+    empty = not any(step.room & EITHER for step in every) or _is_empty(open_socket(CONTAINER, netlink.ROUTE))
     if not empty and any(step.room & REQUIRED for step in every):
         todo = 'start it with --network none, or set mode = "auto"'
         raise HostError("network", "mode", "a network that an engine has made", "an empty one", todo)
@@ -228,7 +229,7 @@ def _step(data: bytes, at: int) -> tuple[Step, int]:
     if len(data) - at < _STEP.size:
         raise _invalid("a step that is cut off", "whole steps")
     room, family, acks, do_length, undo_length = _STEP.unpack_from(data, at)
-    if room & ~BITS not in ROOMS or family not in FAMILIES:
+    if room & ~BITS not in ROOMS or room & EITHER == EITHER or family not in FAMILIES:
         raise _invalid(f"room {room:#x}, family {family}", "room 0 or 1 with known bits, family 0 or 12")
     do, at = _padded(data, at + _STEP.size, do_length)
     undo, at = _padded(data, at, undo_length)

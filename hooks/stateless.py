@@ -5,9 +5,9 @@ Belongs here: which packet is accepted, refused and counted, and why in this ord
 with conntrack, for an engine's network, for ranges, and for whoever is called: what goes out there as an answer cannot
 be told from what begins.
 
-What this gives away is nothing that a peer was not granted: it may send to us unasked, as it may answer for as long as
-it likes. It may not call (a SYN): that would be inbound. An ICMP error is believed if it is about a packet to a peer;
-the socket that it is for looks whether it sent one.
+What comes in beyond what conntrack would let in, where nobody else is in the way: what whoever writes a peer's address
+and port as source sends unasked, but for a SYN; and an ICMP error about a packet to a peer, from anybody, which a UDP
+socket that is not connected believes. Nothing of it is refused to an agent that has asked the peer for it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def rules(dns: bool) -> Rules:
         "deny": denied(v4),
         "lo": lo(dns),
         "output6": [LED_ON6 + led, OUT_LO + ACCEPT, *shut6()],
-        "unasked": [TCP + refused, UDP + refused, DROP],
+        "unasked": [CALL + refused, UDP + refused, DROP],
         "peer": [CALL + unasked, ACCEPT],
         "errors": [ERROR + ABOUT + lookup(name) + ACCEPT for name in GRANTS] + [DROP],
         "output": [

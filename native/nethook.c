@@ -244,7 +244,7 @@ static int *slot(const struct step *step) {
 
 /* NULL where the step is one that `apply` can do, else what is wrong. */
 static const char *check_step(const struct step *step) {
-    if (room_of(step) >= ROOMS)
+    if (room_of(step) >= ROOMS || (step->room & ONLY_EMPTY && step->room & ONLY_BUILT))
         return "an unknown room";
     if (step->family != NETLINK_ROUTE && step->family != NETLINK_NETFILTER)
         return "an unknown family";
@@ -364,7 +364,7 @@ static void open_sockets(uint32_t room) {
     for (uint32_t i = 0; i < plan[2]; i++)
         if (room_of(steps[i]) == room && *slot(steps[i]) < 0)
             *slot(steps[i]) = open_socket((int)steps[i]->family);
-    if (room == CONTAINER && rooms & ONLY_EMPTY && sockets[CONTAINER][ROUTE] < 0)
+    if (room == CONTAINER && rooms & (ONLY_EMPTY | ONLY_BUILT) && sockets[CONTAINER][ROUTE] < 0)
         sockets[CONTAINER][ROUTE] = open_socket(NETLINK_ROUTE);
 }
 
@@ -616,7 +616,7 @@ int main(int argc, char **argv) {
 #endif
     if (over)
         release(lease);
-    int empty = rooms & ONLY_EMPTY ? is_empty() : 1;
+    int empty = rooms & (ONLY_EMPTY | ONLY_BUILT) ? is_empty() : 1;
     if (empty < 0)
         fail("interfaces", reason(-empty), "the list of those in the container's network", "create the container anew");
     if (!empty && rooms & REQUIRED)

@@ -20,7 +20,7 @@ from conformance.bench.network_rivals import NEEDS, Netavark, Plugins, Script, W
 from conformance.bench.turns import AT_ONCE, QUIET, Bench, Row, Samples
 
 CROWD = 200
-OFTEN = 16  # 3 ms of a create that varies by 10: many rounds, else no interval is on one side of the limit
+OFTEN = 40  # 3 ms of a create that varies by 10: many rounds, else no interval is on one side of the limit
 LINKS = Path("/run/bench-links")
 NAMES = {
     OURS: "agentshim, isolated",

@@ -140,6 +140,37 @@ def test_what_is_granted_is_reached_and_nothing_else(runtime: Runtime, world: Wo
         assert asked(runtime, cell, address, port).out == "echo hi\n", f"{address}:{port} is there"
 
 
+def within(runtime: Runtime, name: str, *words: str) -> str:
+    """What a program says in the container's network namespace."""
+    said = runtime.room.run(["nsenter", f"--net=/proc/{runtime.state(name)['pid']}/ns/net", *words])
+    assert said.code == 0, str(said)
+    return said.out
+
+
+TRACKED = ("cat", "/proc/sys/net/netfilter/nf_conntrack_count")
+
+
+@pytest.mark.parametrize("let_in", [False, True])
+def test_conntrack_inside_only_where_somebody_is_let_in(
+    runtime: Runtime, world: World, bundle: Maker, let_in: bool
+) -> None:
+    """Either lock holds alone, with the host's rules flushed."""
+    text = POLICY if let_in else POLICY.replace("publish", "# publish")
+    (runtime.room.base / "config" / "policies" / "cell.toml").write_text(text)
+    started(runtime, bundle, "c")
+    assert asked(runtime, "c", GRANTED, 8080).out == "echo hi\n"
+    assert ("ct direction" in within(runtime, "c", tool("nft"), "list", "ruleset")) == let_in
+    assert (int(within(runtime, "c", *TRACKED)) > 0) == let_in
+    masquerade = "ip saddr 10.207.0.0/16 ip daddr != 10.207.0.0/16 masquerade"
+    rules = f"flush ruleset; table ip t {{ chain c {{ type nat hook postrouting priority 100; {masquerade}; }}; }}"
+    assert world.inside(world.host, tool("nft"), rules).code == 0
+    assert asked(runtime, "c", GRANTED, 8080).out == "echo hi\n"
+    for address, port in ((GRANTED, 8081), (OTHER, 8080), (METADATA, 80), (HOST, 9000)):
+        assert not asked(runtime, "c", address, port).out, f"{address}:{port}"
+    told = shim(runtime, "denied", "c").out
+    assert all(address in told for address in (GRANTED, OTHER, METADATA, HOST)), told
+
+
 def unlock(runtime: Runtime, world: World, *names: str) -> None:
     """Both locks, taken away by root; the host answers for its bridges as it does for docker0."""
     unlock_inside(runtime, *names)
@@ -188,9 +219,9 @@ def test_a_port_that_somebody_listens_on_is_not_published(runtime: Runtime, worl
     assert world.elements() == []
 
 
-def test_a_network_that_a_hook_makes_is_not_isolated(runtime: Runtime, world: World, bundle: Maker) -> None:
-    """Not told beforehand by anything: the native hook finds it."""
-    program = runtime.room.base / "engines-hook"
+def hook_that_makes_a_network(runtime: Runtime, text: str) -> Path:
+    """As engines have one; the policy `text`, written with leave for it."""
+    program = Path(runtime.room.base / "engines-hook")
     program.write_text(
         "#!/bin/sh\npid=$(sed 's/.*\"pid\": *//; s/[^0-9].*//')\n"
         f"{tool('ip')} link add eng0 type veth peer name eng1 && {tool('ip')} link set eng0 netns $pid &&"
@@ -198,7 +229,13 @@ def test_a_network_that_a_hook_makes_is_not_isolated(runtime: Runtime, world: Wo
     )
     program.chmod(0o755)
     allow = f'\n[hooks]\nadd = [{{ path = "{program}", why = "a test of engines", doc = "https://example.com" }}]\n'
-    (runtime.room.base / "config" / "policies" / "cell.toml").write_text(POLICY + allow)
+    (runtime.room.base / "config" / "policies" / "cell.toml").write_text(text + allow)
+    return program
+
+
+def test_a_network_that_a_hook_makes_is_not_isolated(runtime: Runtime, world: World, bundle: Maker) -> None:
+    """Not told beforehand by anything: the native hook finds it."""
+    program = hook_that_makes_a_network(runtime, POLICY)
     hook = {"path": str(program), "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}
     asks = {**config(runtime, "true"), "hooks": {"prestart": [hook]}}
     refused = runtime.call("create", "--bundle", str(bundle(asks).path), "c")
@@ -207,6 +244,18 @@ def test_a_network_that_a_hook_makes_is_not_isolated(runtime: Runtime, world: Wo
     assert runtime.status("c") == ""
     shim(runtime, "net", "gc")
     assert world.elements() == []
+
+
+def test_a_network_that_a_hook_makes_is_filtered_with_conntrack(runtime: Runtime, world: World, bundle: Maker) -> None:
+    """With mode auto: the lock inside is the only one then."""
+    text = POLICY.replace('"isolated"', '"auto"').replace("publish", "# publish")
+    program = hook_that_makes_a_network(runtime, text)
+    hook = {"path": str(program), "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}
+    asks = {**config(runtime, "sleep", "100"), "hooks": {"prestart": [hook]}}
+    runtime.must("create", "--bundle", str(bundle(asks).path), "c")
+    assert "eng0" in within(runtime, "c", tool("ip"), "link")
+    assert "eth0" not in within(runtime, "c", tool("ip"), "link")
+    assert "ct direction" in within(runtime, "c", tool("nft"), "list", "ruleset")
 
 
 def test_two_of_a_kind_do_not_see_each_other(runtime: Runtime, world: World, bundle: Maker) -> None:

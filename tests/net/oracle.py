@@ -135,11 +135,12 @@ def stateless(hosts: list[str], dns: bool) -> str:
     count = f"update @flows {{ {TO} }} accept"
     of = "meta l4proto . ip saddr . th sport"
     refused = "update @refused { meta l4proto . ip saddr . th dport }"
+    call = "meta l4proto tcp @th,104,8 & 0x12 == 2"
     chains = {
         "deny": _deny(""),
         "led_on": refusal,
-        "unasked": [f"meta l4proto tcp {refused}", f"meta l4proto udp {refused}", "drop"],
-        "peer": ["meta l4proto tcp @th,104,8 & 0x12 == 2 goto unasked", "accept"],
+        "unasked": [f"{call} {refused}", f"meta l4proto udp {refused}", "drop"],
+        "peer": [f"{call} goto unasked", "accept"],
         "errors": ["drop"],
         "lo": [led_on, *([] if dns else ["ip daddr 127.0.0.11 goto deny"]), "accept"],
         "output6": ["exthdr rt exists goto led_on", "oif 1 accept", "counter", *refusal],

@@ -132,7 +132,7 @@ def test_what_the_hook_would_not_run_is_invalid() -> None:
     ):
         with pytest.raises(Invalid, match=words):
             plan.decode(plan.encode([Step(0, family, do, b"", acks, "")]))
-    for room in (2, 2 | plan.KEEP, 0x80, 0x2001, 1 << 31):
+    for room in (2, 2 | plan.KEEP, 0x80, 0x1100, 0x2001, 1 << 31):
         with pytest.raises(Invalid, match="room"):
             plan.decode(plan.encode([Step(room, netlink.ROUTE, ack, b"", 1, "")]))
     plan.decode(plan.encode([Step(0, netlink.ROUTE, begin + ack, b"", 1, "RTM_NEWLINK has a batch's number")]))

@@ -16,6 +16,7 @@ import pytest
 
 from hooks import chains, grants, labels, lock, nft, plan, records, stateless
 from hooks.attributes import text
+from shim.cold.network import net_refresh
 from tests.net import lab as labs
 from tests.net import oracle
 from tests.net.hostlab import datagram
@@ -204,6 +205,17 @@ def checked(head: bytes) -> bytes:
 
 
 @stateless_lab
+def test_of_a_stranger_only_calls_are_told(lab: Lab) -> None:
+    """What would end a suggestion to let somebody in that never called."""
+    lab.load(PEERS)
+    for flags in (ACK, RST, FIN | ACK, SYN | ACK, 0):
+        lab.inside(lab.i, lambda flags=flags: segment(444, flags))  # type: ignore[misc]
+    assert lab.rows("refused") == {}
+    lab.inside(lab.i, lambda: segment(444, SYN))
+    assert lab.rows("refused").keys() == {("tcp", FAR4, 8080)}
+
+
+@stateless_lab
 def test_ipv6_is_shut(lab: Lab) -> None:
     lab.serve(lab.i, *both(FAR6, 443))
     lab.serve(lab.c, *both(CONTAINER6, 8080), *both("::1", 8080))
@@ -249,6 +261,48 @@ def test_the_hard_deny_is_before_a_lease(lab: Lab, protocol: str, port: int) -> 
     lab.nft("add", "element", "inet", "agentshim", "leased", f"{{ {protocol} . {METADATA} . {port} timeout 1h }}")
     said = lab.tcp(METADATA, port) if protocol == "tcp" else lab.udp(METADATA, port)
     assert said == REFUSED[protocol]
+
+
+# A refresh
+
+A, B = FAR4, "203.0.113.6"
+NAMED: dict[str, tuple[list[Any], list[Any], dict[str, list[str]], dict[str, list[str]], set[tuple[str, int]]]] = {
+    "two names, neighbouring ports, one address later": (
+        [["tcp", "a.test", 443, 443], ["tcp", "b.test", 444, 444]],
+        [],
+        {"a.test": [A], "b.test": [B]},
+        {"a.test": [A], "b.test": [A]},
+        {(A, 443), (A, 444)},
+    ),
+    "a name, and a grant of the neighbouring port": (
+        [["tcp", "a.test", 443, 443]],
+        [["tcp", B, 444, 444]],
+        {"a.test": [A]},
+        {"a.test": [B]},
+        {(B, 443), (B, 444)},
+    ),
+    "to two": ([["tcp", "a.test", 443, 443]], [], {"a.test": [A]}, {"a.test": [A, B]}, {(A, 443), (B, 443)}),
+    "to none": ([["tcp", "a.test", 443, 443]], [], {"a.test": [A]}, {"a.test": []}, set()),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+@stateless_lab
+def test_what_names_lead_to_by_now(lab: Lab, case: str) -> None:
+    listed, outbound, before, after, opened = NAMED[case]
+    found = [[p, one, *ports] for p, name, *ports in listed for one in before[name]]
+    section = {"mode": "confine", "names": listed, "pins": before, "outbound": outbound + found}
+    lab.load(section)
+    lab.serve(lab.i, *[("tcp", address, port) for address in (A, B) for port in (443, 444)])
+    with records.opened(lab.path) as kernel:
+        there = set(net_refresh._elements(kernel, lab.path))
+        door = net_refresh.Door(kernel, "the lock inside")
+        ranges = net_refresh._has(kernel, "outbound")
+        door.differ(there, set(net_refresh._wanted(net_refresh._section(section, after), ranges)))
+        door.turn(door.forward)
+    said = {(address, port): lab.tcp(address, port) for address in (A, B) for port in (443, 444)}
+    assert {peer for peer, answer in said.items() if answer == "open"} == opened
+    assert set(said.values()) <= {"open", REFUSED["tcp"]}
 
 
 # ICMP errors

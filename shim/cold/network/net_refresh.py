@@ -120,10 +120,10 @@ def _changed(record: Record, found: Pins, directory: str, held: int) -> list[str
     with ExitStack() as stack:
         doors = [Door(stack.enter_context(records.opened(place)), "the lock inside")]
         there = set(_elements(doors[0].kernel, place))
-        six = any(name.endswith("6") for name, _, _ in there) or _has_six(doors[0].kernel)
+        ranges, six = (_has(doors[0].kernel, name) for name in (SETS[1], f"{SETS[0]}6"))
         pins = {name: [one for one in far if six or ":" not in one] for name, far in found.items()}
         section = _section(before, pins)
-        doors[0].differ(there, set(_wanted(section)))
+        doors[0].differ(there, set(_wanted(section, ranges)))
         agent = before.get("address", "")
         if agent:
             doors.insert(0, Door(stack.enter_context(netlink.Socket(netlink.NETFILTER)), "the host's lock"))
@@ -175,25 +175,28 @@ def _elements(inside: netlink.Socket, place: str) -> Iterator[Element]:
         try:
             told = nft_read.elements(inside.dump(nft_ask.list_elements(labels.TABLE, name)))
         except FileNotFoundError as error:
-            if name.endswith("6"):
+            if name != SETS[0]:
                 continue
             raise HostError("network", "namespace", place, "one with our table in it", "create it anew") from error
         yield from ((name, key, last) for key, last, *_ in told)
 
 
-def _has_six(inside: netlink.Socket) -> bool:
+def _has(inside: netlink.Socket, name: str) -> bool:
     try:
-        inside.dump(nft_ask.list_elements(labels.TABLE, f"{SETS[0]}6"))
+        inside.dump(nft_ask.list_elements(labels.TABLE, name))
     except FileNotFoundError:
         return False
     return True
 
 
-def _wanted(section: Record) -> Iterator[Element]:
-    """What the lock inside is to grant, as `hooks.lock` puts it into sets."""
+def _wanted(section: Record, ranges: bool) -> Iterator[Element]:
+    """What the lock inside is to grant, as `hooks.lock` puts it into sets. `ranges`: whether it has one for them. One
+    without conntrack has none: neighbouring ports of an address, which may be of several names, stay apart there.
+    """
     for suffix, keys in zip(("", "6"), grants.outbound(section), strict=True):
-        for first, last in keys:
-            yield (SETS[0] + suffix, first, b"") if chains.alone(first, last) else (SETS[1] + suffix, first, last)
+        hosts, wide = chains.split(keys if ranges else grants.apart(keys))
+        yield from ((SETS[0] + suffix, first, b"") for first, _ in hosts)
+        yield from ((SETS[1] + suffix, first, last) for first, last in wide)
 
 
 def _pinned_there(outside: netlink.Socket, agent: str) -> Iterator[Element]:

@@ -154,16 +154,14 @@ TRACKED = ("cat", "/proc/sys/net/netfilter/nf_conntrack_count")
 def test_conntrack_inside_only_where_somebody_is_let_in(
     runtime: Runtime, world: World, bundle: Maker, let_in: bool
 ) -> None:
-    """Either lock holds alone, with the host's rules flushed."""
+    """And either of the locks inside holds alone, with the host's rules flushed."""
     text = POLICY if let_in else POLICY.replace("publish", "# publish")
     (runtime.room.base / "config" / "policies" / "cell.toml").write_text(text)
     started(runtime, bundle, "c")
     assert asked(runtime, "c", GRANTED, 8080).out == "echo hi\n"
     assert ("ct direction" in within(runtime, "c", tool("nft"), "list", "ruleset")) == let_in
     assert (int(within(runtime, "c", *TRACKED)) > 0) == let_in
-    masquerade = "ip saddr 10.207.0.0/16 ip daddr != 10.207.0.0/16 masquerade"
-    rules = f"flush ruleset; table ip t {{ chain c {{ type nat hook postrouting priority 100; {masquerade}; }}; }}"
-    assert world.inside(world.host, tool("nft"), rules).code == 0
+    unlock_host(world)
     assert asked(runtime, "c", GRANTED, 8080).out == "echo hi\n"
     for address, port in ((GRANTED, 8081), (OTHER, 8080), (METADATA, 80), (HOST, 9000)):
         assert not asked(runtime, "c", address, port).out, f"{address}:{port}"
@@ -172,8 +170,13 @@ def test_conntrack_inside_only_where_somebody_is_let_in(
 
 
 def unlock(runtime: Runtime, world: World, *names: str) -> None:
-    """Both locks, taken away by root; the host answers for its bridges as it does for docker0."""
+    """Both locks, taken away by root."""
     unlock_inside(runtime, *names)
+    unlock_host(world)
+
+
+def unlock_host(world: World) -> None:
+    """The host's lock, taken away by root; the host answers for its bridges as it does for docker0."""
     masquerade = "ip saddr 10.207.0.0/16 ip daddr != 10.207.0.0/16 masquerade"
     text = f"flush ruleset; table ip t {{ chain c {{ type nat hook postrouting priority 100; {masquerade}; }}; }}"
     assert world.inside(world.host, tool("nft"), text).code == 0
@@ -182,8 +185,7 @@ def unlock(runtime: Runtime, world: World, *names: str) -> None:
 def unlock_inside(runtime: Runtime, *names: str) -> None:
     """The containers' own locks, taken away by root."""
     for name in names:
-        place = f"/proc/{runtime.state(name)['pid']}/ns/net"
-        assert runtime.room.run(["nsenter", f"--net={place}", tool("nft"), "flush", "ruleset"]).code == 0
+        within(runtime, name, tool("nft"), "flush", "ruleset")
 
 
 def gateway_of(runtime: Runtime, name: str) -> str:

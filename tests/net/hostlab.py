@@ -215,6 +215,14 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def send_icmp(head: bytes, about: bytes, target: str, source: str = "0.0.0.0") -> None:
+    """An ICMP message whose first 8 bytes are `head`, without its checksum yet."""
+    body = head + about
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.bind((source, 0))
+        raw.sendto(body[:2] + struct.pack(">H", checksum(body)) + body[4:], (target, 0))
+
+
 def datagram(
     source: str,
     target: str,

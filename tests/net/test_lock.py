@@ -19,6 +19,7 @@ import pytest
 from hooks import lock, nft, plan, records
 from shim.errors import HostError
 from tests.net import lab as labs
+from tests.net.hostlab import send_icmp
 from tests.net.lab import CONTAINER4, CONTAINER6, FAR4, FAR6, INTERNET4, INTERNET6, METADATA, Lab, either, spoofed
 
 REFUSED = {"tcp": "ECONNREFUSED", "udp": "EPERM"}  # a RST; send itself fails, and an ICMP error follows
@@ -517,14 +518,7 @@ def told_late(lab: Lab, before: Callable[[], object]) -> str:
 def unreachable(port: int) -> None:
     ends = socket.inet_aton(CONTAINER4) + socket.inet_aton(FAR4)
     about = struct.pack(">BBHHHBBH", 0x45, 0, 29, 7, 0, 64, 17, 0) + ends + struct.pack(">HHHH", port, 9, 9, 0)
-    # The checksum of conntrack's: the one's complement of the sum of all words.
-    body = struct.pack(">BBHI", 3, 3, 0, 0) + about
-    total = sum(struct.unpack(f">{len(body) // 2}H", body))
-    total = (total & 0xFFFF) + (total >> 16)
-    check = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-        raw.bind((FAR4, 0))
-        raw.sendto(body[:2] + struct.pack(">H", check) + body[4:], (CONTAINER4, 0))
+    send_icmp(struct.pack(">BBHI", 3, 3, 0, 0), about, CONTAINER4, FAR4)
 
 
 def test_icmp_errors_about_answers_of_ours_come_in(lab: Lab) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hooks import chains, grants, lock, nft, records
+from hooks import chains, grants, lock, nft, records, stateless
 from tests.net.lab import FAR4, METADATA, Lab, spoofed
 from tests.net.test_leases import silent
 
@@ -20,15 +20,19 @@ Change = Callable[[Rules], object]
 
 
 def load(lab: Lab, section: dict[str, Any], change: Change, rows: int = lock.ROWS, six: bool = False) -> None:
-    """The lock of `section`, its rules changed; in place of the one that is there."""
+    """The lock of `section`, as `lab.stateless` says which, its rules changed; in place of the one that is there."""
     if lab.rules():
         lab.nft("delete", "table", "inet", "agentshim")
-    made = chains.rules(six, bool(section.get("dns")), bool(section.get("icmp")))
+    dns, icmp = bool(section.get("dns")), bool(section.get("icmp"))
+    made = stateless.rules(dns) if lab.stateless else chains.rules(six, dns, icmp)
     before = {name: list(rules) for name, rules in made.items()}
     change(made)
     assert (made == before) == (change is nothing)
     out4, out6 = grants.outbound(section)
-    lab.replay((lock.step(lock.sets(out4, out6, grants.inbound(section), rows), made, "a mutant"),))
+    hosts, ranges = chains.split(out4)
+    assert not (lab.stateless and ranges)
+    every = lock.hosts_of("", nft.IPV4_ADDR, hosts, rows, 1) if lab.stateless else None
+    lab.replay((lock.step(every or lock.sets(out4, out6, grants.inbound(section), rows), made, "a mutant"),))
 
 
 def nothing(rules: Rules) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from hooks import chains, grants, labels, lock, nft, plan, records, stateless
+from hooks import chains, labels, lock, nft, plan, records, stateless
 from hooks.attributes import text
 from shim.cold.network import net_refresh
 from tests.net import lab as labs
 from tests.net import oracle
-from tests.net.hostlab import datagram
+from tests.net.hostlab import checksum, datagram, send_icmp
 from tests.net.lab import CONTAINER4, CONTAINER6, FAR4, FAR6, INTERNET4, METADATA, Lab
 from tests.net.test_led_on import KINDS6, NOTHING, came, heard, raw4, raw6
 from tests.net.test_lock import REFUSED, both
-from tests.net.test_mutants import Change, Rules, nothing
+from tests.net.test_mutants import Rules, answers, load, nothing
 from tests.net.test_oracle import parts
 
 HOSTS = [["tcp", FAR4, 443, 443], ["udp", FAR4, 443, 443]]
@@ -31,27 +31,6 @@ PEERS: dict[str, Any] = {"outbound": HOSTS}
 CT = text(1, "ct")  # the name of an expression
 
 stateless_lab = pytest.mark.parametrize("lab", [True], ids=["stateless"], indirect=True)
-
-
-def load(lab: Lab, section: dict[str, Any], change: Change = nothing, rows: int = lock.ROWS) -> None:
-    """The lock of `section`, its rules changed; in place of the one that is there."""
-    if lab.rules():
-        lab.nft("delete", "table", "inet", "agentshim")
-    made = stateless.rules(bool(section.get("dns")))
-    before = {name: list(rules) for name, rules in made.items()}
-    change(made)
-    assert (made == before) == (change is nothing)
-    hosts, ranges = chains.split(grants.outbound(section)[0])
-    assert not ranges
-    lab.replay((lock.step(lock.hosts_of("", nft.IPV4_ADDR, hosts, rows, 1), made, "a mutant"),))
-
-
-def answers(lab: Lab, section: dict[str, Any], change: Change, probe: Callable[[], Any]) -> list[Any]:
-    out = []
-    for one in (nothing, change):
-        load(lab, section, one)
-        out.append(probe())
-    return out
 
 
 # Which networks
@@ -198,10 +177,8 @@ def segment(port: int, flags: int) -> None:
 
 
 def checked(head: bytes) -> bytes:
-    pseudo = socket.inet_aton(FAR4) + socket.inet_aton(CONTAINER4) + struct.pack(">HH", 6, len(head)) + head
-    total = sum(struct.unpack(f">{len(pseudo) // 2}H", pseudo))
-    total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack(">H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF)
+    ends = socket.inet_aton(FAR4) + socket.inet_aton(CONTAINER4)
+    return struct.pack(">H", checksum(ends + struct.pack(">HH", 6, len(head)) + head))
 
 
 @stateless_lab
@@ -295,10 +272,10 @@ def test_what_names_lead_to_by_now(lab: Lab, case: str) -> None:
     lab.load(section)
     lab.serve(lab.i, *[("tcp", address, port) for address in (A, B) for port in (443, 444)])
     with records.opened(lab.path) as kernel:
-        there = set(net_refresh._elements(kernel, lab.path))
+        there = net_refresh._granted(kernel, lab.path)
         door = net_refresh.Door(kernel, "the lock inside")
-        ranges = net_refresh._has(kernel, "outbound")
-        door.differ(there, set(net_refresh._wanted(net_refresh._section(section, after), ranges)))
+        wanted = net_refresh._wanted(net_refresh._section(section, after), "outbound" in there)
+        door.differ(set().union(*there.values()), set(wanted))
         door.turn(door.forward)
     said = {(address, port): lab.tcp(address, port) for address in (A, B) for port in (443, 444)}
     assert {peer for peer, answer in said.items() if answer == "open"} == opened
@@ -308,7 +285,7 @@ def test_what_names_lead_to_by_now(lab: Lab, case: str) -> None:
 # ICMP errors
 
 
-def error(kind: int, about: tuple[int, str, int], first: int = 0x45, code: int = 3) -> Callable[[], None]:
+def error(kind: int, about: tuple[int, str, int], first: int = 0x45) -> Callable[[], None]:
     """An ICMP error from outside about a packet to (protocol, address, port) that is said to be of our port 4000."""
     protocol, far, port = about
 
@@ -316,12 +293,7 @@ def error(kind: int, about: tuple[int, str, int], first: int = 0x45, code: int =
         ends = socket.inet_aton(CONTAINER4) + socket.inet_aton(far)
         inner = struct.pack(">BBHHHBBH", first, 0, 29, 7, 0, 64, protocol, 0) + ends
         inner += bytes(4 * ((first & 15) - 5)) + struct.pack(">HHHH", 4000, port, 9, 0)
-        body = struct.pack(">BBHI", kind, code, 0, 0) + inner
-        total = sum(struct.unpack(f">{len(body) // 2}H", body))
-        total = (total & 0xFFFF) + (total >> 16)
-        check = struct.pack(">H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF)
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-            raw.sendto(body[:2] + check + body[4:], (CONTAINER4, 0))
+        send_icmp(struct.pack(">BBHI", kind, 3, 0, 0), inner, CONTAINER4)
 
     return send
 
@@ -394,17 +366,13 @@ def narrower(port: int) -> None:
     inner = (
         struct.pack(">BBHHHBBH", 0x45, 0, 1428, 7, 0x4000, 64, 17, 0) + ends + struct.pack(">HHHH", port, 443, 1408, 0)
     )
-    body = struct.pack(">BBHHH", 3, 4, 0, 0, 1000) + inner
-    total = sum(struct.unpack(f">{len(body) // 2}H", body))
-    total = (total & 0xFFFF) + (total >> 16)
-    check = struct.pack(">H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF)
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-        raw.sendto(body[:2] + check + body[4:], (CONTAINER4, 0))
+    send_icmp(struct.pack(">BBHHH", 3, 4, 0, 0, 1000), inner, CONTAINER4)
 
 
 # Mutants: each opens what the lock shuts
 
 
+@stateless_lab
 def test_a_peer_that_may_call(lab: Lab) -> None:
     lab.serve(lab.c, ("tcp", CONTAINER4, 8080))
 
@@ -416,6 +384,7 @@ def test_a_peer_that_may_call(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("less", ["kind", "about"])
+@stateless_lab
 def test_errors_less_carefully_read(lab: Lab, less: str) -> None:
     def change(rules: Rules) -> None:
         words = stateless.ERROR if less == "kind" else stateless.ABOUT + nft.lookup("hosts")
@@ -425,6 +394,7 @@ def test_errors_less_carefully_read(lab: Lab, less: str) -> None:
     assert answers(lab, PEERS, change, lambda: reached(lab, sent)) == [False, True]
 
 
+@stateless_lab
 def test_a_lease_before_the_hard_deny(lab: Lab) -> None:
     lab.serve(lab.i, ("tcp", METADATA, 80))
 
@@ -440,6 +410,7 @@ def test_a_lease_before_the_hard_deny(lab: Lab) -> None:
     assert answers(lab, PEERS, before, probe) == [REFUSED["tcp"], "open"]
 
 
+@stateless_lab
 def test_what_is_led_on(lab: Lab) -> None:
     """Options of IPv4, to and from a peer."""
 
@@ -462,8 +433,9 @@ def test_what_is_led_on(lab: Lab) -> None:
     assert answers(lab, section, shut_off, lambda: heard(lab, back)) == [False, True]
 
 
+@stateless_lab
 def test_the_set_of_leases_is_where_leases_are_written(lab: Lab) -> None:
-    load(lab, PEERS)
+    load(lab, PEERS, nothing)
     assert f"table inet {labels.TABLE}" in lab.nft("list", "ruleset")
     records.lease_add(lab.path, "tcp", FAR4, 444, 60_000)
     lab.serve(lab.i, ("tcp", FAR4, 444))

@@ -119,11 +119,11 @@ def _changed(record: Record, found: Pins, directory: str, held: int) -> list[str
     before = record["network"]
     with ExitStack() as stack:
         doors = [Door(stack.enter_context(records.opened(place)), "the lock inside")]
-        there = set(_elements(doors[0].kernel, place))
-        ranges, six = (_has(doors[0].kernel, name) for name in (SETS[1], f"{SETS[0]}6"))
+        there = _granted(doors[0].kernel, place)
+        six = f"{SETS[0]}6" in there
         pins = {name: [one for one in far if six or ":" not in one] for name, far in found.items()}
         section = _section(before, pins)
-        doors[0].differ(there, set(_wanted(section, ranges)))
+        doors[0].differ(set().union(*there.values()), set(_wanted(section, SETS[1] in there)))
         agent = before.get("address", "")
         if agent:
             doors.insert(0, Door(stack.enter_context(netlink.Socket(netlink.NETFILTER)), "the host's lock"))
@@ -169,8 +169,9 @@ def _messages(gone: set[Element], new: set[Element]) -> list[nft.Message]:
     return ends + [nft.entry(labels.TABLE, *one) for one in sorted(new)]
 
 
-def _elements(inside: netlink.Socket, place: str) -> Iterator[Element]:
-    """What the lock inside grants; HostError where there is none."""
+def _granted(inside: netlink.Socket, place: str) -> dict[str, set[Element]]:
+    """What the lock inside grants, by the sets that it has; HostError where there is none."""
+    found: dict[str, set[Element]] = {}
     for name in (*SETS, *(f"{one}6" for one in SETS)):
         try:
             told = nft_read.elements(inside.dump(nft_ask.list_elements(labels.TABLE, name)))
@@ -178,15 +179,8 @@ def _elements(inside: netlink.Socket, place: str) -> Iterator[Element]:
             if name != SETS[0]:
                 continue
             raise HostError("network", "namespace", place, "one with our table in it", "create it anew") from error
-        yield from ((name, key, last) for key, last, *_ in told)
-
-
-def _has(inside: netlink.Socket, name: str) -> bool:
-    try:
-        inside.dump(nft_ask.list_elements(labels.TABLE, name))
-    except FileNotFoundError:
-        return False
-    return True
+        found[name] = {(name, key, last) for key, last, *_ in told}
+    return found
 
 
 def _wanted(section: Record, ranges: bool) -> Iterator[Element]:

@@ -111,8 +111,8 @@ class World:
         """What sets and maps of the host hold for containers."""
         told = json.loads(self.inside(self.host, tool("nft"), "-j", "list", "ruleset").out)["nftables"]
         every = [one.get("set") or one.get("map") for one in told]
-        of_policies = ("flows", "hosts_", "nets_", "learned_")
-        found = [one for one in every if one and not one["name"].startswith(of_policies)]
+        others = ("flows", "denied", "refused", "hosts_", "nets_", "learned_")  # records, and elements of policies
+        found = [one for one in every if one and not one["name"].startswith(others)]
         return [f"{one['name']} {key}" for one in found for key in one.get("elem", ())]
 
     def ports(self) -> list[str]:

@@ -1,22 +1,26 @@
 """What a lock counted, and its leases: read and changed from outside, by whoever is root on the host. Cold.
 
-Belongs here: the sets of `lock` as rows, and elements with a timeout. Next door: `lock` made the sets; `netlink` asks.
+Belongs here: the sets of `lock` as rows, those of `host_rules` that count, and elements with a timeout. Next door:
+`lock` made the sets; `netlink` asks.
 
 A row is (protocol, address, port, packets, bytes). Of @flows and @denied address and port are the far ones, of @refused
 the far address and our port. Packets are counted at the output and input hook: bytes are IP packets, headers included,
 Ethernet excluded; a large TCP segment that the card or the far end of a veth cuts up counts as the one packet that it
-is here. @flows counts what goes out, not the answers. A row records a verdict, not a completed connection.
+is here. @flows counts what goes out, not the answers. A row records a verdict, not a completed connection. A packet is
+in one row at most: what the lock inside rejects does not reach the host's.
 """
 
 from __future__ import annotations
 
 import posix
+import time
 
 from hooks import nft, nft_ask, nft_read
 from hooks.chains import is_hard
 from hooks.grants import KEY6, KEYS, LAST_PORT, NAMES, PROTOCOLS, address_of
-from hooks.host import flow_key
-from hooks.labels import TABLE
+from hooks.host import FLOW_KEY, flow_key
+from hooks.host_rules import REJECTED, ROWS_STAY
+from hooks.labels import TABLE, dotted
 from hooks.lock import LEASES
 from hooks.netlink import NETFILTER, Socket
 from shim.errors import HostError, Invalid, Refused, ShimError, reason
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 COUNTED = ("flows", "denied", "refused")
 LONGEST = 366 * 24 * 3600 * 1000  # ms
+TICK = 0.02  # seconds: clocks of the kernel are as coarse as 10 ms
 _CLONE_NEWNET = 0x40000000
 
 
@@ -42,6 +47,25 @@ def read(namespace: str) -> Records:
         name: sorted((*_told(key), packets, octets) for key, _, _, _, packets, octets in every)
         for name, every in found.items()
     }
+
+
+def at_host(agent: bytes, since: float) -> Records:
+    """The rows of denied and refused of the host's lock, sorted, of the agent with this address: of peers that have
+    been called within the hour. `since`: when it has got the address, in seconds since boot; a row that began before is
+    left out, for it counts what its predecessor did, too. None where the rules have gone: `doctor` tells of that.
+    HostError where the kernel does not answer.
+    """
+    found: Records = {name: [] for name in REJECTED}
+    with Socket(NETFILTER) as kernel:
+        for name, rows in found.items():
+            for key, _, timeout, expires, packets, octets in _elements(kernel, name) or ():
+                here, protocol, far, port = FLOW_KEY.unpack(key)
+                age = (timeout or ROWS_STAY) - expires  # the kernel does not repeat what holds for the whole set
+                began = time.clock_gettime(time.CLOCK_BOOTTIME) - age / 1000
+                if here == agent and began >= since - TICK:
+                    rows.append((NAMES[protocol], dotted(far), port, packets, octets))
+            rows.sort()
+    return found
 
 
 def leases(namespace: str) -> list[Lease]:
@@ -168,16 +192,20 @@ def _setns(descriptor: int) -> None:
 
 def _both(kernel: Socket, name: str, namespace: str) -> list[nft_read.Element]:
     """The elements of both address families; there is no set for IPv6 where that is shut."""
-    found: list[nft_read.Element] = []
-    for suffix in ("", "6"):
-        try:
-            found += nft_read.elements(kernel.dump(nft_ask.list_elements(TABLE, name + suffix)))
-        except FileNotFoundError as error:
-            if not suffix:
-                raise _absent(namespace, name) from error
-        except OSError as error:
-            raise HostError("network", name, "its rows", "a set that can be read", reason(error)) from error
-    return found
+    found = _elements(kernel, name)
+    if found is None:
+        raise _absent(namespace, name)
+    return found + (_elements(kernel, name + "6") or [])
+
+
+def _elements(kernel: Socket, name: str) -> list[nft_read.Element] | None:
+    """None where there is no such set."""
+    try:
+        return nft_read.elements(kernel.dump(nft_ask.list_elements(TABLE, name)))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostError("network", name, "its rows", "a set that can be read", reason(error)) from error
 
 
 def _told(key: bytes) -> tuple[str, str, int]:

@@ -6,6 +6,7 @@ The host is a network namespace of the test's own (`world`), in which agentshim 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -147,6 +148,9 @@ def within(runtime: Runtime, name: str, *words: str) -> str:
     return said.out
 
 
+OPENED = "".join(
+    f"flush chain inet agentshim {one}\nadd rule inet agentshim {one} accept\n" for one in ("output", "input")
+)
 TRACKED = ("cat", "/proc/sys/net/netfilter/nf_conntrack_count")
 
 
@@ -400,6 +404,27 @@ def test_records_are_followed(runtime: Runtime, world: World, cell: str) -> None
     finally:
         reader.kill()
         reader.communicate()
+
+
+def test_what_only_the_hosts_lock_rejects_is_told(runtime: Runtime, world: World, cell: str) -> None:
+    """Nobody calls a network of ours, and the lock inside sees none of it; without that lock, what goes out neither."""
+    there, gateway = address_of(runtime, cell), gateway_of(runtime, cell)
+    world.ip("-n", world.lan, "route", "add", f"{there}/32", "via", HOST_ON_LAN)
+    assert world.fetch(world.host, there, 80).code != 0 and world.fetch(world.lan, there, 81).code != 0
+    told = shim(runtime, "denied", cell).out
+    assert f"rejected tcp from {gateway} to port 80: 1 packets" in told, told
+    assert f"rejected tcp from {NEIGHBOUR} to port 81: 1 packets" in told, told
+    assert 'to allow: [network] publish = ["127.0.0.1:80:80/tcp"]' in told, told
+    assert asked(runtime, cell, OTHER, 8080).code != 0
+    assert f"tcp to {OTHER}:8080: 1 packets" in shim(runtime, "denied", cell).out
+    runtime.room.run(["nsenter", f"--net=/proc/{runtime.state(cell)['pid']}/ns/net", "nft", "-f", "-"], input=OPENED)
+    assert asked(runtime, cell, OTHER, 8080).code != 0, "by the host's lock alone"
+    assert f"tcp to {OTHER}:8080: 2 packets" in shim(runtime, "denied", cell).out, "one of each lock"
+    file = world.room.base / "metrics"
+    assert shim(runtime, "net", "export", "--prometheus", str(file)).code == 0
+    lately = re.findall(r"^agentshim_network_rejected_by_host_packets\{(.*)\} (\d+)$", file.read_text(), re.M)
+    ways = sorted((re.sub(r".*direction=.(\w+)..*", r"\1", labels), count) for labels, count in lately)
+    assert ways == [("egress", "1"), ("ingress", "2")], lately
 
 
 def test_another_bit_of_the_mark(runtime: Runtime, world: World, bundle: Maker, delegate: str) -> None:

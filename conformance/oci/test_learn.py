@@ -119,6 +119,8 @@ def test_a_name_is_asked_for_and_then_reached(learning: Runtime, world: World, b
     assert why.code == 0 and "has led there" in why.out, str(why)
     assert f"{ELSEWHERE}:8080: rejected" in shim(learning, "why", "c", f"tcp:{ELSEWHERE}:8080").out
     assert f"allowed tcp to {FAR}:8080" in shim(learning, "flows", "c").out
+    denied = shim(learning, "denied", "c").out
+    assert f"tcp to {ELSEWHERE}:8080: 1 packets" in denied and f"tcp to {FAR}:8081: 1 packets" in denied, denied
 
 
 def test_an_engines_resolver_is_covered(learning: Runtime, world: World, bundle: Maker, internet: Path) -> None:

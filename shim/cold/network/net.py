@@ -13,8 +13,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from hooks import host_rules, host_state, labels, netlink, nft_ask, nft_read, records
@@ -59,12 +60,42 @@ def _denied(words: list[str]) -> int:
 def rejected(record: dict[str, Any]) -> Iterator[tuple[Any, Any, str, dict[str, Any]]]:
     """What was rejected, out and in: what a row counts, its counts, and the row in words and in ECS."""
     around = Around(record)
+    inside, at_host = records.read(_namespace(record)), beside(record)
     for kind in ("denied", "refused"):
-        for row in records.read(_namespace(record))[kind]:
-            inbound = f'[network] inbound = ["{row[0]}:{row[2]}"]'
-            allow = _answer(record, *row[:3], around)["allow"] if kind == "denied" else inbound
+        for row in _summed(inside[kind], at_host.get(kind, ())):
+            allow = _answer(record, *row[:3], around)["allow"] if kind == "denied" else _inviting(record, row)
             line = _line(kind, row) + (f"\n    to allow: {allow}" if allow else "")
             yield (kind, *row[:3]), row[3:], line, {**_ecs(record, kind, row), "agentshim.allow": allow}
+
+
+def _inviting(record: dict[str, Any], row: records.Row) -> str:
+    """The line of policy that would let somebody in: nobody calls a network of ours but by a port that is published."""
+    protocol, _, port, *_ = row
+    if "address" in record["network"]:
+        return f'[network] publish = ["127.0.0.1:{port}:{port}/{protocol}"]'
+    return f'[network] inbound = ["{protocol}:{port}"]'
+
+
+def beside(record: dict[str, Any]) -> records.Records:
+    """The rows of the host's lock, {} where the network is not of our making, or has just ended."""
+    section = record["network"]
+    if "address" not in section:
+        return {}
+    address = address_of(section["address"])
+    try:
+        taken = host_state.read(host_state.place_of(host_state.DIRECTORY, section["profile"], address))
+    except OSError:
+        return {}
+    return records.at_host(address, int(taken.split()[2]) / os.sysconf("SC_CLK_TCK"))
+
+
+def _summed(*every: Iterable[records.Row]) -> list[records.Row]:
+    """The rows of both locks, sorted: a peer that was refused by one and then by the other is one row."""
+    counts: dict[tuple[str, str, int], tuple[int, int]] = {}
+    for protocol, address, port, packets, size in chain(*every):
+        before = counts.get((protocol, address, port), (0, 0))
+        counts[protocol, address, port] = (before[0] + packets, before[1] + size)
+    return [(*peer, *told) for peer, told in sorted(counts.items())]
 
 
 def _listed(verb: str, about: str, kinds: tuple[str, ...], words: list[str]) -> int:

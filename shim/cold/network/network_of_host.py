@@ -16,7 +16,7 @@ from typing import Any
 from hooks import host_state, records
 from shim import policy, state
 from shim.cold.explain import find
-from shim.cold.network import leases, net_down, net_macvlan, net_refresh, net_up, network_source
+from shim.cold.network import leases, net, net_down, net_macvlan, net_refresh, net_up, network_source
 from shim.cold.policy import policies
 from shim.dim import network
 from shim.errors import HostError, Invalid, Refused, ShimError, reason
@@ -197,10 +197,11 @@ def metrics() -> list[str]:
     packets: dict[str, int] = {}
     sizes: dict[str, int] = {}
     leases: dict[str, int] = {}
+    lately: dict[str, int] = {}
     for record, place in locked():
         owner = f'container="{record["id"]}",policy="{record["policy"]}"'
         try:
-            found, leased = records.read(place), records.leases(place)
+            found, leased, at_host = records.read(place), records.leases(place), net.beside(record)
         except ShimError:
             continue  # it ended while we looked
         leases[owner] = len(leased)
@@ -209,10 +210,19 @@ def metrics() -> list[str]:
                 labels = f'{owner},verdict="{verdict}",direction="{direction}",protocol="{protocol}"'
                 packets[labels] = packets.get(labels, 0) + count
                 sizes[labels] = sizes.get(labels, 0) + size
+            for protocol, _, _, count, _ in at_host.get(kind, ()):
+                labels = f'{owner},direction="{direction}",protocol="{protocol}"'
+                lately[labels] = lately.get(labels, 0) + count
     out = []
     for name, kind, about, values in (
         ("agentshim_network_packets_total", "counter", "packets that a policy allowed or rejected", packets),
         ("agentshim_network_bytes_total", "counter", "their bytes, IP headers included", sizes),
+        (
+            "agentshim_network_rejected_by_host_packets",
+            "gauge",
+            "packets that the host's rules rejected, of peers that have been called within the hour",
+            lately,
+        ),
         ("agentshim_network_leases", "gauge", "leases that run", leases),
     ):
         out += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]

@@ -7,7 +7,7 @@ what they are for, and has the elements that containers add. Loaded when a bridg
 from __future__ import annotations
 
 from hooks.chains import HARD4, split
-from hooks.grants import KEY4, PROTOCOLS, outbound
+from hooks.grants import FEW, KEY4, PROTOCOLS, apart, outbound
 from hooks.host import MARK
 from hooks.labels import TABLE, dotted
 
@@ -261,7 +261,7 @@ def policy(tag: str, section: dict[str, Any]) -> str:
     out = []
     for name, flags in ((f"hosts_{tag}", ""), (f"nets_{tag}", " flags interval;")):
         out.append(f"add set inet {TABLE} {name} {{ {field}{flags} }}\nflush set inet {TABLE} {name}\n")
-    granted = dict(zip(("hosts", "nets"), split(keys), strict=True))
+    granted = dict(zip(("hosts", "nets"), split(apart(keys, FEW)), strict=True))
     for name, some in granted.items():
         out += _elements(f"{name}_{tag}", some)
     learned = groups(section.get("learned", ()))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from hooks import nft, stateless
 from hooks.chains import rules, split
-from hooks.grants import inbound, outbound
+from hooks.grants import FEW, apart, inbound, outbound
 from hooks.labels import TABLE
 from hooks.netlink import NETFILTER
 from hooks.plan import CONTAINER, ONLY_BUILT, ONLY_EMPTY, Step
@@ -60,7 +60,7 @@ def behind(network: Network, rows: int = ROWS) -> tuple[Step, ...]:
     else. With `auto` a plan has both: the lock of a network that an engine has built meanwhile is its only one.
     """
     out4, out6, into = _keys(network)
-    hosts, ranges = split(out4)
+    hosts, ranges = split(apart(out4, FEW))
     # `net refresh` may have a range of ports to add for a name that leads nowhere today.
     wide = ranges or any(first != last for *_, first, last in network.get("names", ()))
     if out6 or into or wide or network.get("icmp"):

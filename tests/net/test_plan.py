@@ -179,9 +179,26 @@ def test_keys_grant_what_was_listed_and_nothing_else(listed: list[list[Any]]) ->
                 assert _covers(keys[layout.size - 8], layout, proto, address.packed, port) == wanted
 
 
-@given(st.lists(_grant, max_size=6))
-def test_keys_do_not_overlap(listed: list[list[Any]]) -> None:
+@given(st.lists(_grant, max_size=6), st.integers(0, 500))
+def test_ports_apart_are_the_same_grants(listed: list[list[Any]], most: int) -> None:
     for keys, layout in zip(grants.outbound({"outbound": listed}), (grants.KEY4, grants.KEY6), strict=True):
+        made = grants.apart(keys, most)
+        assert len(made) - len(keys) <= most
+        edges = {layout.unpack(edge)[2] for key in keys for edge in key}
+        ports = {edge + step for edge in edges for step in (-1, 0, 1)}
+        for proto, address in {layout.unpack(first)[:2] for first, _ in keys}:
+            for port in ports:
+                wanted = _covers(keys, layout, proto, address, port)
+                assert _covers(made, layout, proto, address, port) == wanted
+        few = [key for key in keys if layout is grants.KEY4 and key[0][4:8] == key[1][4:8]]
+        if sum(layout.unpack(last)[2] - layout.unpack(first)[2] for first, last in few) <= most:
+            assert all(first == last or first[4:8] != last[4:8] for first, last in made if layout is grants.KEY4)
+
+
+@given(st.lists(_grant, max_size=6), st.sampled_from([0, grants.FEW]))
+def test_keys_do_not_overlap(listed: list[list[Any]], most: int) -> None:
+    every = (grants.apart(keys, most) for keys in grants.outbound({"outbound": listed}))
+    for keys, layout in zip(every, (grants.KEY4, grants.KEY6), strict=True):
         boxes = [(layout.unpack(first), layout.unpack(last)) for first, last in keys]
         for (low, high), (other_low, other_high) in combinations(boxes, 2):
             assert any(high[n] < other_low[n] or other_high[n] < low[n] for n in range(3))

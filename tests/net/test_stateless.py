@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hooks import chains, labels, lock, nft, plan, records, stateless
+from hooks import chains, grants, labels, lock, nft, plan, records, stateless
 from hooks.attributes import text
 from shim.cold.network import net_refresh
 from tests.net import lab as labs
@@ -37,7 +37,8 @@ stateless_lab = pytest.mark.parametrize("lab", [True], ids=["stateless"], indire
 
 
 WITH: dict[str, dict[str, Any]] = {
-    "a range of ports": {"outbound": [["tcp", FAR4, 443, 444]]},
+    "many neighbouring ports": {"outbound": [["tcp", FAR4, 443, 443 + grants.FEW + 1]]},
+    "a few of many": {"outbound": [["tcp", f"203.0.113.{n}", 1, 2] for n in range(grants.FEW + 1)]},
     "a range of addresses": {"outbound": [["tcp", "203.0.113.0/24", 443, 443]]},
     "any": {"outbound": "any"},
     "IPv6": {"outbound": [["tcp", FAR6, 443, 443]]},
@@ -49,6 +50,8 @@ WITH: dict[str, dict[str, Any]] = {
 WITHOUT: dict[str, dict[str, Any]] = {
     "nothing": {},
     "hosts": PEERS,
+    "some neighbouring ports": {"outbound": [["tcp", FAR4, 443, 443 + grants.FEW]]},
+    "neighbouring ports one by one": {"outbound": [["udp", FAR4, port, port] for port in (7, 8, 9)]},
     "a name": {**PEERS, "names": [["tcp", "a.test", 443, 443]]},
     "a resolver": {"outbound": HOSTS, "dns": True, "resolvers": [INTERNET4]},
 }
@@ -222,7 +225,7 @@ def test_no_echo_either_way(lab: Lab) -> None:
 
 @stateless_lab
 def test_full_flows_fail_closed(lab: Lab) -> None:
-    ports = range(1000, 1012, 2)  # neighbours would become a range
+    ports = range(1000, 1006)
     lab.serve(lab.i, *[("tcp", FAR4, port) for port in ports])
     lab.load({"outbound": [["tcp", FAR4, port, port] for port in ports]}, rows=4)
     assert [lab.tcp(FAR4, port) for port in ports] == ["open"] * 4 + [REFUSED["tcp"]] * 2

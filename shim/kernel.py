@@ -257,7 +257,8 @@ def addresses(six: bool = True) -> list[network.Block]:
         address, *routes = leaf.split("\n")
         for words in map(str.split, routes if not address.startswith("127.") else ()):
             if words[1:3] == ["host", "LOCAL"] and int(words[0][1:]) >= NARROW:
-                found.add(network.block(address + words[0]))
+                low, free = int.from_bytes(map(int, address.split(".")), "big"), network.WIDTHS[0] - int(words[0][1:])
+                found.add((network.WIDTHS[0], low, low | (1 << free) - 1))
     if not six:
         return sorted(found)
     for line in _read("/proc/net/ipv6_route").decode("ascii", "replace").split("\n"):

@@ -256,7 +256,7 @@ def _digest(text: str) -> str:
 
 
 def _keep(here: Host, now: bytes, digest: str, tags: list[str]) -> None:
-    here.write(host_state.RULES, "\n".join([now.hex(), digest, *tags, ""]).encode())
+    here.write(host_state.RULES, f"{' '.join([digest, *tags])}\n".encode() + now)
 
 
 def _bridge(here: Host, state: dict[str, Any], mark: int) -> int:

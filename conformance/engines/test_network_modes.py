@@ -392,7 +392,7 @@ def test_a_network_that_is_attached_later_is_filtered(docker: Docker) -> None:
 
 @pytest.mark.parametrize("column", [CELL, ISO], ids=["conntrack", "stateless"])
 def test_docker_may_attach_to_a_network_of_ours(docker: Docker, world: World, column: Column) -> None:
-    """It may try, since `none` can be disconnected. Docker 20.10 fails, for eth0 is ours; else the lock inside holds."""
+    """It may, since `none` can be disconnected. Docker 20.10 fails, for eth0 is ours; else the lock inside holds."""
     docker.must("network", "create", "later")
     try:
         with running(docker, RUNC, "later") as plain, running(docker, column, "none") as name:

@@ -41,6 +41,7 @@ LED = {
 }
 PEERS = [f"tcp:{NAME}:8080", f"tcp:{NEAR}:8080", f"tcp:{OWN}:9000", f"tcp:{CLOUD}:80-81"]
 LEARN = POLICY.partition("outbound")[0] + f'names = "learn"\noutbound = {json.dumps(PEERS)}\n'
+MASQUERADE = "table ip t { chain c { type nat hook postrouting priority 100; ip saddr 10.207.0.0/16 masquerade; }; }"
 FILES = Path("/run/agentshim/net/cell")
 
 
@@ -195,6 +196,24 @@ def test_a_name_that_leads_near_opens_nothing(learning: Runtime, world: World, b
         assert asked(learning, "c", address, port).code != 0, address
     for _, address, port in peers:
         assert world.fetch(world.host, address, port).out == "echo hi\n", f"{address} is there"
+
+
+def test_the_hosts_table_flushed_alone_is_there_at_the_next_start(
+    learning: Runtime, world: World, bundle: Maker
+) -> None:
+    """Until then the lock inside has what was never to be had, and public addresses only where somebody masquerades."""
+    started(learning, bundle, "a")
+    assert look(learning, "a", NAME)[0] == 0 and asked(learning, "a", FAR, 8080).out == "echo hi\n"
+    for command in ("delete table inet agentshim", MASQUERADE):
+        assert world.inside(world.host, tool("nft"), command).code == 0
+    never = ((NEIGHBOUR, 8080), (HOST, 9000), (METADATA, 80), (FAR, 8081))
+    assert asked(learning, "a", ELSEWHERE, 8080).out == "echo hi\n", "as SECURITY.md says"
+    for address, port in never:
+        assert asked(learning, "a", address, port).code != 0, f"{address}:{port}"
+    started(learning, bundle, "b")
+    for address, port in ((ELSEWHERE, 8080), *never):
+        assert asked(learning, "a", address, port).code != 0, f"{address}:{port}"
+    assert look(learning, "a", NAME)[0] == 0 and asked(learning, "a", FAR, 8080).out == "echo hi\n", "as before"
 
 
 def test_a_resolver_that_died_is_started_again(learning: Runtime, world: World, bundle: Maker) -> None:

@@ -97,6 +97,7 @@ def entries(
     here = port.address
     every: list[Entry] = [
         (nft_ask.BRIDGE, "ports", PORT_KEY.pack(host_end(here).encode(), mac(here), here), b"", b""),
+        (nft_ask.INET, "agents", here, b"", b""),
         (nft_ask.INET, "policies_out", here, b"", nft.chain(f"out_{tag}")),
         (nft_ask.INET, "policies_in", here, b"", nft.chain(f"in_{tag}")),
     ]
@@ -156,7 +157,7 @@ def address_in(name: str, key: bytes, data: bytes) -> bytes:
 
 ELEMENTS = (
     (nft_ask.BRIDGE, "ports"),
-    *((nft_ask.INET, name) for name in ("policies_out", "policies_in", "leased", "pinned", "pinned_wide")),
+    *((nft_ask.INET, name) for name in ("agents", "policies_out", "policies_in", "leased", "pinned", "pinned_wide")),
     *((nft_ask.INET, name) for name in ("services", "services_wide", "published", "served")),
 )
 

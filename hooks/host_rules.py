@@ -36,6 +36,7 @@ add table bridge agentshim
 add set bridge agentshim ports { type ifname . ether_addr . ipv4_addr; }
 add table arp agentshim
 add table inet agentshim
+add set inet agentshim agents { type ipv4_addr; }
 add map inet agentshim policies_out { type ipv4_addr : verdict; }
 add map inet agentshim policies_in { type ipv4_addr : verdict; }
 add set inet agentshim flows { type ipv4_addr; size 65535; flags dynamic; }
@@ -142,24 +143,6 @@ def _inet(marked: str, bare: str, forget: str) -> dict[str, list[str]]:
     }
 
 
-def _deny() -> dict[str, list[str]]:
-    """What rejects, and what counts before: the lock inside counts what it rejects itself, and of a network of ours it
-    rejects no call, nor what leaves for an address that a learned name might have led to. Answers are in no row.
-    """
-    plain = ["ct direction reply goto deny", "meta l4proto != { tcp, udp } goto deny"]
-    counted = {
-        f"deny_{way}": [
-            *plain,
-            f"{key} @{name} goto deny",  # and is counted by its row
-            f"update @{name}_told {{ {agent} {MOST_TOLD} }} goto deny",
-            f"add @{name} {{ {key} counter }}",
-            "goto deny",
-        ]
-        for way, key, name, agent in (("out", _TO, "denied", "ip saddr"), ("in", _CALL, "refused", "ip daddr"))
-    }
-    return {**counted, "deny": ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]}
-
-
 def _forward(bare: str) -> dict[str, list[str]]:
     return {
         "forward": [
@@ -247,6 +230,25 @@ def _nat(marked: str) -> dict[str, list[str]]:
             f'oifname != "as-*" {marked} masquerade',
         ],
     }
+
+
+def _deny() -> dict[str, list[str]]:
+    """What rejects, and what counts before: the lock inside counts what it rejects itself, and of a network of ours it
+    rejects no call, nor what leaves for an address that a learned name might have led to. Answers are in no row.
+    """
+    counted = {
+        f"deny_{way}": [
+            "ct direction reply goto deny",
+            "meta l4proto != { tcp, udp } goto deny",
+            f"{agent} != @agents goto deny",  # nobody is there: whoever tries all addresses would fill the rows
+            f"{key} @{name} goto deny",  # and is counted by its row
+            f"update @{name}_told {{ {agent} {MOST_TOLD} }} goto deny",
+            f"add @{name} {{ {key} counter }}",
+            "goto deny",
+        ]
+        for way, key, name, agent in (("out", _TO, "denied", "ip saddr"), ("in", _CALL, "refused", "ip daddr"))
+    }
+    return {**counted, "deny": ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]}
 
 
 def policy(tag: str, section: dict[str, Any]) -> str:

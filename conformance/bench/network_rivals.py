@@ -198,6 +198,7 @@ def _elements(word: str, end: str, mac: str, address: str, tag: str, published: 
     line = f"{word} element inet agentshim"
     out, into = (f" : jump {side}_{tag}" if word == "add" else "" for side in ("out", "in"))
     text = f'{word} element bridge agentshim ports {{ "{end}" . {mac} . {address} }}\n'
+    text += f"{line} agents {{ {address} }}\n"
     text += f"{line} policies_out {{ {address}{out} }}\n{line} policies_in {{ {address}{into} }}\n"
     for outer, outside, inside, protocol in published:
         target = f" : {address} . {inside}" if word == "add" else ""

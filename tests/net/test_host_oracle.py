@@ -32,6 +32,7 @@ SECTION = {
 }
 BY_HAND = {
     ("bridge", "ports"): '"av0acf0005" . 02:a5:0a:cf:00:05 . 10.207.0.5',
+    ("inet", "agents"): "10.207.0.5",
     ("inet", "policies_out"): f"10.207.0.5 : jump out_{TAG}",
     ("inet", "policies_in"): f"10.207.0.5 : jump in_{TAG}",
     ("inet", "pinned"): "10.207.0.5 . tcp . 203.0.113.9 . 443, 10.207.0.5 . udp . 203.0.113.9 . 443",
@@ -122,11 +123,11 @@ def test_what_is_read_back_says_whose_it_is(lab: Lab) -> None:
             found.update({(family, name, *key): data for key, data in told.items()})
     mine = {key for key, data in found.items() if host.address_in(key[1], key[2], data) == PORT.address}
     doors = {one[:4] for one in mine if one[1] in ("served", "published")}
-    assert doors and mine - doors == {one[:4] for one in every} and len(found) == len(mine) + 3
+    assert doors and mine - doors == {one[:4] for one in every} and len(found) == len(mine) + 4
     assert found[nft_ask.INET, "policies_out", PORT.address, b""] == f"out_{TAG}".encode()
     ask(lab, nft.mixed(host.drop(mine)))
     filled = sum("'elem': [" in one or '"elem": [' in one for one in listed(lab))
-    assert filled == 3 + 2  # the other agent's, and the policy's
+    assert filled == 4 + 2  # the other agent's, and the policy's
 
 
 def test_all_or_nothing_and_nobody_elses(lab: Lab) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hooks import host_rules, records
+from hooks import fingerprint, host_rules, records
 from tests.net.hostlab import FAR, GATEWAY, NEIGHBOUR, A, B, HostLab, packed
 from tests.net.test_host import both, refused
 from tests.net.test_leases import silent
@@ -67,6 +67,14 @@ def test_a_row_for_each_peer_out_and_in(lab: HostLab) -> None:
     assert peers(rows(lab, B)["denied"]) == [("tcp", FAR, 444, 1)] and not rows(lab, B)["refused"]
 
 
+def test_rows_change_nothing_that_is_compared_at_a_start(lab: HostLab) -> None:
+    lab.agent(A)
+    with records.opened(f"/run/netns/{lab.h}") as kernel:
+        kept = fingerprint.taken(kernel)
+        assert refused(lab.tcp(FAR, 444, lab.a)) and refused(lab.tcp(A, 80, lab.l)) and rows(lab, A)["denied"]
+        assert fingerprint.intact(kernel, kept)
+
+
 def test_one_agent_leaves_room_for_another(lab: HostLab) -> None:
     lab.agent(A)
     lab.agent(B)
@@ -78,6 +86,13 @@ def test_one_agent_leaves_room_for_another(lab: HostLab) -> None:
     knock(lab, lab.b, range(7, 8))
     assert peers(rows(lab, B)["denied"]) == [("udp", "203.0.113.9", 7, 1)]
     assert refused(lab.tcp(A, 80, lab.l)) and peers(rows(lab, A)["refused"]) == [("tcp", NEIGHBOUR, 80, 1)]
+
+
+def test_whoever_tries_all_addresses_fills_no_rows(lab: HostLab) -> None:
+    lab.agent(A)
+    assert refused(lab.tcp("10.207.0.77", 80, lab.l)) and refused(lab.tcp(A, 80, lab.l))
+    told = lab.on_host("nft", "list", "table", "inet", "agentshim")
+    assert f"{A} . tcp . {NEIGHBOUR} . 80" in told and "10.207.0.77" not in told
 
 
 def test_without_room_for_a_row_it_is_rejected_all_the_same(lab: HostLab) -> None:

@@ -712,7 +712,7 @@ def test_killed_before_any_step_of_a_whole_plan(lives: Lives) -> None:
         if done:
             break
     assert done and sent == len(steps) + 2, "one message for each step, behind the look around"
-    assert left == [0, 0, 0, 7, *[11] * 6], "elements come at once, and so do doors"
+    assert left == [0, 0, 0, 8, *[12] * 6], "elements come at once, and so do doors"
 
 
 def test_killed_before_any_step_of_the_end(lives: Lives) -> None:
@@ -728,7 +728,7 @@ def test_killed_before_any_step_of_the_end(lives: Lives) -> None:
         assert (lives.elements(), lives.addresses(), lives.ports()) == ([], [], [])
         if done:
             break
-    assert done and left[0] == 11 and left[-1] == 0 and left == sorted(left, reverse=True)
+    assert done and left[0] == 12 and left[-1] == 0 and left == sorted(left, reverse=True)
 
 
 # Many

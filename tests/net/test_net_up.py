@@ -591,13 +591,13 @@ def test_gc_takes_what_has_no_owner_and_nothing_else(lab: Bare, place: str) -> N
     for name in ("1.2.3.4", "10.207.0.9"):  # torn: in doubt, so it stays
         Path(place, "web", "addresses", name).write_text("")
     before = [rule for rule in labs.bare(lab.rules()) if "rule" in rule]
-    # dead: ports, in, out, published, served, leased; no_file: ports, in, out
-    assert gc(lab, place, {"alive"}) == {"elements": 9, "addresses": 1, "policies": 0}
+    # dead: ports, agents, in, out, published, served, leased; no_file: ports, agents, in, out
+    assert gc(lab, place, {"alive"}) == {"elements": 11, "addresses": 1, "policies": 0}
     assert gc(lab, place, {"alive"}) == {"elements": 0, "addresses": 0, "policies": 0}
     left = sorted(os.listdir(Path(place, "web", "addresses")))
     assert left == [".lock", "1.2.3.4", "10.207.0.2", "10.207.0.2.leased", "10.207.0.9"]
     listed = lab.nft("list", "ruleset")
-    assert "10.207.0.3" not in listed and "10.207.0.4" not in listed and listed.count("10.207.0.2") == 6
+    assert "10.207.0.3" not in listed and "10.207.0.4" not in listed and listed.count("10.207.0.2") == 7
     assert [rule for rule in labs.bare(lab.rules()) if "rule" in rule] == before and ready(lab, place)
 
 
@@ -652,7 +652,7 @@ def test_a_lease_keeps_its_address_from_the_next(lab: Bare, place: str) -> None:
     assert first not in every
     with pytest.raises(HostError, match="net gc"):
         host_state.take(place, "web", "x")
-    assert gc(lab, place, {"x"})["elements"] == 4
+    assert gc(lab, place, {"x"})["elements"] == 5
     assert host_state.take(place, "web", "x") == first
 
 
@@ -676,7 +676,7 @@ def test_down_with_somebody_on_it(lab: Bare, place: str) -> None:
     with pytest.raises(Refused, match=r"as-web: .*1 containers \(10\.207\.0\.2\).*--force"):
         down(lab, place, "other", "web", living=frozenset({"x"}))
     assert everything(lab) == before
-    assert down(lab, place, "web", living=frozenset({"x"}), force=True) == ["as-web: gone, with 3 elements"]
+    assert down(lab, place, "web", living=frozenset({"x"}), force=True) == ["as-web: gone, with 4 elements"]
     listed = lab.nft("list", "ruleset")
     assert "10.207.0.2" not in listed and "chain out_0a0a0a0a0a0a" in listed  # the other profile has that policy too
     said = down(lab, place, "other")

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     Entry = tuple[int, str, bytes, bytes, bytes]  # family, set, key, last key, data
 
 MARK = 0x00800000
+REJECTED = ("denied", "refused")  # sets: what the host's lock counts, out and in, as the lock inside does
+ROWS_STAY = 3600 * 1000  # ms
 
 # name . hardware address . address; proto . address . port and the like: each field fills up its words of 4 bytes
 PORT_KEY = Struct("=16s6s2x4s")

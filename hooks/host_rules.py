@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hooks.chains import HARD4, split
 from hooks.grants import FEW, KEY4, PROTOCOLS, apart, outbound
-from hooks.host import MARK
+from hooks.host import MARK, REJECTED, ROWS_STAY
 from hooks.labels import TABLE, dotted
 
 TYPE_CHECKING = False
@@ -48,9 +48,7 @@ add set inet agentshim services_wide { type ipv4_addr . ipv4_addr . inet_proto .
 add map inet agentshim published { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
 add set inet agentshim served { type ipv4_addr . inet_proto . inet_service; }
 """
-# What is rejected: whose it was, and who the peer was; `records` reads it. And who has been told of how often.
-REJECTED = ("denied", "refused")
-ROWS_STAY = 3600 * 1000  # ms
+# What is rejected: whose it was, and who the peer was. And who has been told of how often.
 _STAY = f"size 65535; flags dynamic,timeout; timeout {ROWS_STAY // 1000}s;"
 for _name in REJECTED:
     SETS += f"add set inet agentshim {_name} {{ type ipv4_addr . inet_proto . ipv4_addr . inet_service; {_STAY} }}\n"

@@ -1,6 +1,6 @@
 """What a lock counted, and its leases: read and changed from outside, by whoever is root on the host. Cold.
 
-Belongs here: the sets of `lock` as rows, those of `host_rules` that count, and elements with a timeout. Next door:
+Belongs here: the sets of `lock` as rows, those that the host's lock counts in, and elements with a timeout. Next door:
 `lock` made the sets; `netlink` asks.
 
 A row is (protocol, address, port, packets, bytes). Of @flows and @denied address and port are the far ones, of @refused
@@ -18,8 +18,7 @@ import time
 from hooks import nft, nft_ask, nft_read
 from hooks.chains import is_hard
 from hooks.grants import KEY6, KEYS, LAST_PORT, NAMES, PROTOCOLS, address_of
-from hooks.host import FLOW_KEY, flow_key
-from hooks.host_rules import REJECTED, ROWS_STAY
+from hooks.host import FLOW_KEY, REJECTED, ROWS_STAY, flow_key
 from hooks.labels import TABLE, dotted
 from hooks.lock import LEASES
 from hooks.netlink import NETFILTER, Socket

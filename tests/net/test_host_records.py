@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hooks import fingerprint, host_rules, records
+from hooks import fingerprint, host, host_rules, records
 from tests.net.hostlab import FAR, GATEWAY, NEIGHBOUR, A, B, HostLab, packed
 from tests.net.test_host import both, refused
 from tests.net.test_leases import silent
@@ -99,7 +99,7 @@ def test_without_room_for_a_row_it_is_rejected_all_the_same(lab: HostLab) -> Non
     lab.serve(lab.i, *both(FAR, 444, 445))
     lab.agent(A)
     small = host_rules.tables()
-    for name in host_rules.REJECTED:
+    for name in host.REJECTED:
         lab.on_host("nft", "-f", "-", text="flush chain inet agentshim deny_out; flush chain inet agentshim deny_in")
         lab.on_host("nft", "delete", "set", "inet", "agentshim", name)
         small = small.replace(f" {name} {{ type ipv4_addr . inet_proto . ipv4_addr . inet_service; size 65535",

@@ -62,7 +62,7 @@ def at_host(agent: bytes, since: float) -> Records:
                 age = (timeout or ROWS_STAY) - expires  # the kernel does not repeat what holds for the whole set
                 began = time.clock_gettime(time.CLOCK_BOOTTIME) - age / 1000
                 if here == agent and began >= since - TICK:
-                    rows.append((NAMES[protocol], dotted(far), port, packets, octets))
+                    rows.append((NAMES.get(protocol, str(protocol)), dotted(far), port, packets, octets))
             rows.sort()
     return found
 

@@ -210,9 +210,9 @@ def _network(one: Container, as_json: bool, shown: dict[Any, Any]) -> None:
     except HostError:
         return  # `_notes` has said that there is no process
     for key, counts, line, told in rows:
-        if shown.get(key) != counts:
-            shown[key] = counts
+        if counts > shown.get(key, (0, 0)):  # a row of the host's ends after an hour, and may begin anew
             print(json.dumps(told) if as_json else line, flush=True)
+        shown[key] = counts
 
 
 def _notes(one: Container, kernel: Kernel, live: Socket | None) -> Iterator[str]:

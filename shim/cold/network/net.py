@@ -77,16 +77,19 @@ def _inviting(record: dict[str, Any], row: records.Row) -> str:
 
 
 def beside(record: dict[str, Any]) -> records.Records:
-    """The rows of the host's lock, {} where the network is not of our making, or has just ended."""
+    """The rows of the host's lock; {} where the network is not of our making, has just ended, or nobody can say since
+    when the address is the container's.
+    """
     section = record["network"]
     if "address" not in section:
         return {}
     address = address_of(section["address"])
     try:
         taken = host_state.read(host_state.place_of(host_state.DIRECTORY, section["profile"], address))
-    except OSError:
+        begun = int(taken.split()[2])
+    except (OSError, ValueError, IndexError):
         return {}
-    return records.at_host(address, int(taken.split()[2]) / os.sysconf("SC_CLK_TCK"))
+    return records.at_host(address, begun / os.sysconf("SC_CLK_TCK"))
 
 
 def _summed(*every: Iterable[records.Row]) -> list[records.Row]:

@@ -25,8 +25,13 @@ def test_since_when_the_address_is_its_own(
     text: str, since: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[bytes, float]] = []
+
+    def at_host(agent: bytes, since: float) -> records.Records:
+        asked.append((agent, since))
+        return {}
+
     monkeypatch.setattr(host_state, "DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(records, "at_host", lambda *words: asked.append(words) or {})
+    monkeypatch.setattr(records, "at_host", at_host)
     place = tmp_path / "web" / "addresses"
     place.mkdir(parents=True)
     assert net.beside({"network": SECTION}) == {} and asked == []

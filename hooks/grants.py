@@ -25,7 +25,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 NAMES = {number: name for name, number in PROTOCOLS.items()}
 LAST_PORT = 65535
 DNS = 53
-FEW = 64  # keys more for neighbouring ports of one address: 2 µs of a start each, but a range costs every packet more
+FEW = 64  # keys more, where ports of an address are kept apart: 2 µs of a start each, but a range costs every packet
 
 # proto . address . port and proto . port: each field fills up its words of 4 bytes
 KEY4 = Struct(">B3x4sH2x")
@@ -132,10 +132,10 @@ def apart(keys: Keys, most: int = 1 << 32) -> Keys:
     out: Keys = []
     more = 0
     for first, last in keys:
-        protocol, address, port = KEY4.unpack(first) if len(first) == KEY4.size else (0, b"", 0)
-        if not address or address != last[4:8]:
+        if len(first) != KEY4.size or first[4:8] != last[4:8]:
             out.append((first, last))
             continue
+        protocol, address, port = KEY4.unpack(first)
         end = KEY4.unpack(last)[2]
         more += end - port
         if more > most:

@@ -48,7 +48,9 @@ LOOK = 2  # addresses that one start looks at: bounds what it pays for others
 LOCK, RULES, BRIDGE, ADDRESSES, LEASED = ".lock", ".rules", "bridge.json", "addresses", ".leased"
 RESOLVER, PLAN, MEMBERS = "resolver", "plan", "members"
 ENDED = "-"  # native/nethook.c writes it
-MOST_BYTES = 1 << 21  # of a template, which is a plan and its places; of the rules of some hundred policies
+MOST_BYTES = 1 << 21  # of a template: a plan, and its places
+EVERY_BYTE = 1 << 30  # of the rules: some 12 KB a policy with names
+OF_PROC = 1 << 16  # bytes: files of /proc say of themselves that they are empty
 DOCKER_USER = nft_ask.chain_named(nft_ask.IP, "filter", "DOCKER-USER")  # iptables-nft's
 LEGACY = "/proc/net/ip_tables_names"  # the tables of iptables-legacy in the reader's own network namespace
 IFREQ, GET_FLAGS, UP = 40, 0x8913, 1  # netdevice(7)
@@ -117,7 +119,7 @@ def resolver(directory: str, profile: str) -> tuple[int, str]:
 def rules(directory: str) -> tuple[bytes, str, list[str]]:
     """(fingerprint, digest of the text, tags) as the rules were loaded; nothing of each where that is not known."""
     try:
-        head, _, kept = read(f"{directory}/{RULES}", MOST_BYTES).partition(b"\n")
+        head, _, kept = read(f"{directory}/{RULES}", EVERY_BYTE).partition(b"\n")
         text, *tags = head.decode("ascii").split()
         return kept, text, tags
     except (OSError, ValueError):
@@ -279,11 +281,11 @@ def locked(path: str) -> int:
     return fd
 
 
-def read(path: str, most: int = 1 << 16) -> bytes:
-    """A file of ours, up to `most` bytes; one of /proc says of itself that it is empty."""
+def read(path: str, most: int = OF_PROC) -> bytes:
+    """A file of ours, up to `most` bytes, or one of /proc."""
     fd = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     try:
-        return posix.read(fd, min(posix.fstat(fd).st_size or most, most))  # a buffer of 2 MiB takes 13 µs
+        return posix.read(fd, min(posix.fstat(fd).st_size or OF_PROC, most))  # a buffer of 2 MiB takes 13 µs
     finally:
         posix.close(fd)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Row = tuple[str, str, int, int, int]  # protocol, address, port, packets, bytes
     Lease = tuple[str, str, int, int, int]  # protocol, address, port, timeout ms, expires ms
     Records = dict[str, list[Row]]
+    AtHost = dict[str, dict[bytes, list[tuple[float, Row]]]]
 
 COUNTED = ("flows", "denied", "refused")
 LONGEST = 366 * 24 * 3600 * 1000  # ms
@@ -48,23 +49,31 @@ def read(namespace: str) -> Records:
     }
 
 
-def at_host(agent: bytes, since: float) -> Records:
-    """The rows of denied and refused of the host's lock, sorted, of the agent with this address: of peers that have
-    been called within the hour. `since`: when it has got the address, in seconds since boot; a row that began before is
-    left out, for it counts what its predecessor did, too. None where the rules have gone: `doctor` tells of that.
-    HostError where the kernel does not answer.
+def at_host() -> AtHost:
+    """The rows of denied and refused of the host's lock that have begun within the hour, by the agent's address, each
+    with when it began, in seconds since boot. Empty where the rules have gone: `doctor` tells of that. HostError where
+    the kernel does not answer.
     """
-    found: Records = {name: [] for name in REJECTED}
+    found: AtHost = {name: {} for name in REJECTED}
     with Socket(NETFILTER) as kernel:
         for name, rows in found.items():
             for key, _, timeout, expires, packets, octets in _elements(kernel, name) or ():
-                here, protocol, far, port = FLOW_KEY.unpack(key)
+                agent, protocol, far, port = FLOW_KEY.unpack(key)
                 age = (timeout or ROWS_STAY) - expires  # the kernel does not repeat what holds for the whole set
                 began = time.clock_gettime(time.CLOCK_BOOTTIME) - age / 1000
-                if here == agent and began >= since - TICK:
-                    rows.append((NAMES.get(protocol, str(protocol)), dotted(far), port, packets, octets))
-            rows.sort()
+                row = (NAMES.get(protocol, str(protocol)), dotted(far), port, packets, octets)
+                rows.setdefault(agent, []).append((began, row))
     return found
+
+
+def of_agent(found: AtHost, agent: bytes, since: float) -> Records:
+    """The rows of one agent, sorted. `since`: when it has got its address, in seconds since boot; a row that began
+    before is left out, for it counts what its predecessor did, too.
+    """
+    return {
+        name: sorted(row for began, row in every.get(agent, ()) if began >= since - TICK)
+        for name, every in found.items()
+    }
 
 
 def leases(namespace: str) -> list[Lease]:

@@ -257,17 +257,21 @@ def addresses(six: bool = True) -> list[network.Block]:
         address, *routes = leaf.split("\n")
         for words in map(str.split, routes if not address.startswith("127.") else ()):
             if words[1:3] == ["host", "LOCAL"] and int(words[0][1:]) >= NARROW:
-                low, free = int.from_bytes(map(int, address.split(".")), "big"), network.WIDTHS[0] - int(words[0][1:])
-                found.add((network.WIDTHS[0], low, low | (1 << free) - 1))
+                low = int.from_bytes(map(int, address.split(".")), "big")
+                found.add(_block(network.WIDTHS[0], low, int(words[0][1:])))
     if not six:
         return sorted(found)
     for line in _read("/proc/net/ipv6_route").decode("ascii", "replace").split("\n"):
         words = line.split()
         if len(words) == 10 and int(words[8], 16) & RTF_HERE and int(words[1], 16) >= NARROW:
-            low, free = int(words[0], 16), network.WIDTHS[1] - int(words[1], 16)
+            low = int(words[0], 16)
             if low != 1:  # ::1
-                found.add((network.WIDTHS[1], low, low | (1 << free) - 1))
+                found.add(_block(network.WIDTHS[1], low, int(words[1], 16)))
     return sorted(found)
+
+
+def _block(width: int, low: int, bits: int) -> network.Block:
+    return width, low, low | (1 << width - bits) - 1
 
 
 def inhabitants(namespace: str, kind: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the host's lock tells of what it rejects: each peer in a row, of one agent; nobody fills the rows of another."""
+"""What the host's lock tells of what it rejects: each peer in a row, of one agent; no agent fills those of another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.net.hostlab import FAR, GATEWAY, NEIGHBOUR, A, B, HostLab, packed
 from tests.net.test_host import both, refused
 from tests.net.test_leases import silent
 
-BURST = 256
+BURST = 64
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def lab(host_lab: HostLab) -> HostLab:
 
 
 def rows(lab: HostLab, agent: str, since: float = 0) -> records.Records:
-    found: records.Records = lab.inside(lab.h, lambda: records.at_host(packed(agent), since))
+    found: records.Records = lab.inside(lab.h, lambda: records.of_agent(records.at_host(), packed(agent), since))
     return found
 
 

@@ -26,12 +26,13 @@ def test_since_when_the_address_is_its_own(
 ) -> None:
     asked: list[tuple[bytes, float]] = []
 
-    def at_host(agent: bytes, since: float) -> records.Records:
+    def of_agent(found: records.AtHost, agent: bytes, since: float) -> records.Records:
         asked.append((agent, since))
         return {}
 
     monkeypatch.setattr(host_state, "DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(records, "at_host", at_host)
+    monkeypatch.setattr(records, "at_host", dict)
+    monkeypatch.setattr(records, "of_agent", of_agent)
     place = tmp_path / "web" / "addresses"
     place.mkdir(parents=True)
     assert net.beside({"network": SECTION}) == {} and asked == []

@@ -76,9 +76,9 @@ def _inviting(record: dict[str, Any], row: records.Row) -> str:
     return f'[network] inbound = ["{protocol}:{port}"]'
 
 
-def beside(record: dict[str, Any]) -> records.Records:
+def beside(record: dict[str, Any], found: records.AtHost | None = None) -> records.Records:
     """The rows of the host's lock; {} where the network is not of our making, has just ended, or nobody can say since
-    when the address is the container's.
+    when the address is the container's. `found`: where the caller has asked for those of all.
     """
     section = record["network"]
     if "address" not in section:
@@ -89,7 +89,8 @@ def beside(record: dict[str, Any]) -> records.Records:
         begun = int(taken.split()[2])
     except (OSError, ValueError, IndexError):
         return {}
-    return records.at_host(address, begun / os.sysconf("SC_CLK_TCK"))
+    every = records.at_host() if found is None else found
+    return records.of_agent(every, address, begun / os.sysconf("SC_CLK_TCK"))
 
 
 def _summed(*every: Iterable[records.Row]) -> list[records.Row]:

@@ -198,10 +198,11 @@ def metrics() -> list[str]:
     sizes: dict[str, int] = {}
     leases: dict[str, int] = {}
     lately: dict[str, int] = {}
+    rejected = records.at_host()
     for record, place in locked():
         owner = f'container="{record["id"]}",policy="{record["policy"]}"'
         try:
-            found, leased, at_host = records.read(place), records.leases(place), net.beside(record)
+            found, leased, at_host = records.read(place), records.leases(place), net.beside(record, rejected)
         except ShimError:
             continue  # it ended while we looked
         leases[owner] = len(leased)
@@ -220,7 +221,7 @@ def metrics() -> list[str]:
         (
             "agentshim_network_rejected_by_host_packets",
             "gauge",
-            "packets that the host's rules rejected, of peers that have been called within the hour",
+            "packets that the host's rules rejected, in rows that have begun within the hour",
             lately,
         ),
         ("agentshim_network_leases", "gauge", "leases that run", leases),

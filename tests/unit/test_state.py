@@ -235,3 +235,21 @@ def test_a_claim_is_withdrawn_and_the_last_one_with_the_network(
     link.withdraw(str(claim), 7)
     link.withdraw(str(claim), 7)
     assert lease.exists() and not claim.exists() and found == [7] * collects
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"digest tag other\n" + b"\n\xff\0" * (1 << 20), (b"\n\xff\0" * (1 << 20), "digest", ["tag", "other"])),
+        (b"digest tag\n", (b"", "digest", ["tag"])),
+        (b"digest", (b"", "digest", [])),
+        (b"0123abcd\ndigest\ntag\n", (b"digest\ntag\n", "0123abcd", [])),
+        (b"\xff\n", (b"", "", [])),
+        (b"", (b"", "", [])),
+    ],
+    ids=["3 MiB", "head only", "torn", "of before", "no text", "empty"],
+)
+def test_the_rules_as_they_were_loaded(data: bytes, told: tuple[bytes, str, list[str]], tmp_path: Path) -> None:
+    assert host_state.rules(str(tmp_path)) == (b"", "", [])
+    (tmp_path / ".rules").write_bytes(data)
+    assert host_state.rules(str(tmp_path)) == told

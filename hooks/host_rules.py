@@ -67,7 +67,6 @@ _CALL = "ip daddr . meta l4proto . ip saddr . th dport"
 _SERVED_TO = "ct status dnat ip daddr . meta l4proto . th dport @served accept"
 _SERVED_FROM = "ct direction reply ct status dnat ip saddr . meta l4proto . th sport @served accept"
 MOST_FLOWS = 8192  # at once, of one container: conntrack's table (262,144 here) is all the host's
-_MORE = f"add @flows {{ ip saddr ct count over {MOST_FLOWS} }}"
 _NO_IPV6 = "meta nfproto ipv6 drop"
 _INVALID = "ct state invalid drop"
 _HARD = f"ip daddr {{ {', '.join(hard())} }} goto deny_out"
@@ -143,6 +142,7 @@ def _inet(marked: str, bare: str, forget: str) -> dict[str, list[str]]:
 
 
 def _forward(bare: str) -> dict[str, list[str]]:
+    too_many = f"add @flows {{ ip saddr ct count over {MOST_FLOWS} }}"
     return {
         "forward": [
             f"type filter hook forward {_FILTER}",
@@ -157,7 +157,7 @@ def _forward(bare: str) -> dict[str, list[str]]:
             _NO_IPV6,
             _INVALID,
             _HARD,
-            f"ct state new ct status & confirmed == 0 {_MORE} goto deny_out",
+            f"ct state new ct status & confirmed == 0 {too_many} goto deny_out",
             "ct direction reply goto served_from",
             "ct state != established ip saddr vmap @policies_out",
             *(f"{_TO} @{name} accept" for name in _GRANTED),

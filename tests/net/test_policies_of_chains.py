@@ -48,7 +48,7 @@ def ends(every: chains.Rules, *accepting: str) -> None:
 
 @pytest.mark.parametrize("section", [SECTION, LEARNED])
 def test_the_hosts_lock_ends_each_chain_that_agents_come_to(section: dict[str, Any]) -> None:
-    ends = {"drop", "goto deny", "reject with icmpx admin-prohibited"}
+    ends = {"drop", "goto deny", "goto deny_out", "goto deny_in", "reject with icmpx admin-prohibited"}
     told = host_rules.tables() + host_rules.policy(TAG, section)
     last: dict[tuple[str, str], str] = {}
     every, base = set(), set()

@@ -107,7 +107,7 @@ def test_rules_of_learned_names() -> None:
         assert f"flush set inet agentshim {name}" not in text, "what was learned outlives a reload"
     out = chain(text, f"out_{TAG}")
     assert out[0] == f"meta l4proto . ip daddr . th dport @hosts_{TAG} accept", "literal grants first"
-    assert out[1] == f"ip daddr {{ {', '.join(host_rules.hard())} }} goto deny"
+    assert out[1] == f"ip daddr {{ {', '.join(host_rules.hard())} }} goto deny_out"
     assert out[2].startswith("ip daddr != { ") and out[2].endswith(" } return")
     assert out[3] == (
         f"ip daddr @learned_{TAG}_0 meta l4proto tcp th dport 443-443"

@@ -6,7 +6,9 @@ what they are for, and has the elements that containers add. Loaded when a bridg
 
 from __future__ import annotations
 
-from hooks.chains import HARD4, split
+import ipaddress
+
+from hooks.chains import HARD4, HARD6, split
 from hooks.grants import FEW, KEY4, PROTOCOLS, apart, outbound
 from hooks.host import MARK, REJECTED, ROWS_STAY
 from hooks.labels import TABLE, dotted
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
     from hooks.grants import Keys
 
 
-def hard() -> list[str]:
-    """The hard deny of `chains`, as networks."""
+def hard(six: bool = False) -> list[str]:
+    """The hard deny of `chains`, as networks: a rule of it matches the first bytes of an address, or some of their
+    bits.
+    """
     out = []
-    for first, mask in HARD4:
+    for first, mask in HARD6 if six else HARD4:
         bits = int.from_bytes(mask or b"\xff" * len(first), "big").bit_count()
-        out.append(f"{dotted(first + bytes(4 - len(first)))}/{bits}")
+        out.append(f"{ipaddress.ip_address(first.ljust(16 if six else 4, bytes(1)))}/{bits}")
     return out
 
 

@@ -188,10 +188,10 @@ def forsaken(directory: str, profile: str, records: str) -> bool:
     start = posix.getpid() % len(names) if names else 0
     for name in (names[start:] + names[:start])[:LOOK]:
         try:
-            owner, pid, begun = read(f"{place}/{name}").decode("ascii").split()
+            found = owner(f"{place}/{name}")
         except (OSError, ValueError):
             continue  # on its way, or gone by now
-        if _lives(owner, pid, begun, records, ""):
+        if _lives(*found, records, ""):
             continue
         if not any(_lives(*claimant(one), records, one) for one in claims(f"{place}/{name}")):
             return True
@@ -200,6 +200,14 @@ def forsaken(directory: str, profile: str, records: str) -> bool:
 
 def _lives(owner: str, pid: str, begun: str, records: str, claim: str) -> bool:
     return started(pid) == int(begun) or _is_there(f"{records}/{owner}.json", claim)
+
+
+def owner(lease: str) -> tuple[str, str, str]:
+    """(record, process that took it, its start) of whose an address is, given by its file; the record's name is behind
+    ENDED where that one has. OSError where the address is nobody's, ValueError where the file is torn.
+    """
+    name, pid, begun = read(lease).decode("ascii").split()
+    return name, pid, begun
 
 
 def members_of(lease: str) -> str:
@@ -218,7 +226,7 @@ def claims(lease: str) -> list[str]:
 
 
 def claimant(claim: str) -> tuple[str, str, str]:
-    """(record, process, its start) of one who joined."""
+    """As `owner`, of one who joined."""
     pid, begun, owner = claim.rsplit(".", 3)[1:]
     return owner, pid, begun
 

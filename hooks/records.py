@@ -57,12 +57,12 @@ def at_host() -> AtHost:
     found: AtHost = {name: {} for name in REJECTED}
     with Socket(NETFILTER) as kernel:
         for name, rows in found.items():
-            for key, _, timeout, expires, packets, octets in _elements(kernel, name) or ():
+            every, now = elements(kernel, name) or (), time.clock_gettime(time.CLOCK_BOOTTIME)
+            for key, _, timeout, expires, packets, octets in every:
                 agent, protocol, far, port = FLOW_KEY.unpack(key)
                 age = (timeout or ROWS_STAY) - expires  # the kernel does not repeat what holds for the whole set
-                began = time.clock_gettime(time.CLOCK_BOOTTIME) - age / 1000
                 row = (NAMES.get(protocol, str(protocol)), dotted(far), port, packets, octets)
-                rows.setdefault(agent, []).append((began, row))
+                rows.setdefault(agent, []).append((now - age / 1000, row))
     return found
 
 
@@ -198,22 +198,22 @@ def _setns(descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), "setns")
 
 
-def _both(kernel: Socket, name: str, namespace: str) -> list[nft_read.Element]:
-    """The elements of both address families; there is no set for IPv6 where that is shut."""
-    found = _elements(kernel, name)
-    if found is None:
-        raise _absent(namespace, name)
-    return found + (_elements(kernel, name + "6") or [])
-
-
-def _elements(kernel: Socket, name: str) -> list[nft_read.Element] | None:
-    """None where there is no such set."""
+def elements(kernel: Socket, name: str) -> list[nft_read.Element] | None:
+    """What a set of either lock holds; None where there is no such set. HostError where it cannot be read."""
     try:
         return nft_read.elements(kernel.dump(nft_ask.list_elements(TABLE, name)))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise HostError("network", name, "its rows", "a set that can be read", reason(error)) from error
+
+
+def _both(kernel: Socket, name: str, namespace: str) -> list[nft_read.Element]:
+    """The elements of both address families; there is no set for IPv6 where that is shut."""
+    found = elements(kernel, name)
+    if found is None:
+        raise _absent(namespace, name)
+    return found + (elements(kernel, name + "6") or [])
 
 
 def _told(key: bytes) -> tuple[str, str, int]:

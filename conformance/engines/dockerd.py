@@ -32,6 +32,11 @@ class Docker(DockerLike):
         self._file.write_text(json.dumps(self._config(config)))
         self._daemon: subprocess.Popen[str] | None = None
 
+    @property
+    def about_host(self) -> str:
+        off = Path("/proc/sys/net/ipv4/ip_forward").read_text() == "0\n"  # and `ip-forward` leaves it so
+        return "WARNING: IPv4 forwarding is disabled. Networking will not work.\n" if off else ""
+
     def _config(self, more: Mapping[str, Any]) -> dict[str, Any]:
         shims = [column for column in COLUMNS if column.shim]
         return {

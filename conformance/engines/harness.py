@@ -63,6 +63,11 @@ class Engine:
 class DockerLike(Engine):
     """The command line that docker and podman share."""
 
+    @property
+    def about_host(self) -> str:
+        """What its client says of this host before a container's own standard error."""
+        return ""
+
     def choose(self, column: Column) -> list[str]:
         """The words that select `column`, before and after the verb: docker wants them after."""
         raise NotImplementedError

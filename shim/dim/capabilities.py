@@ -3,12 +3,13 @@
 All five sets are met: lowering only the bounding set leaves delegates failing to start. An absent
 `process.capabilities` is no capability at all in runc and crun, so it is the empty value; `exec` differs, and its
 verb fills the container's own sets in before it asks here.
-Source: capabilities(7), linux/capability.h of Linux 6.18 (41 capabilities).
+Source: capabilities(7). Profiles of seccomp may ask for capabilities, so the names are in `seccomp.vocabulary`.
 """
 
 from __future__ import annotations
 
 from shim.lattice import Decrease, Value, at, listed, with_key
+from shim.seccomp.vocabulary import CAPABILITIES as CAPABILITIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,50 +22,6 @@ if TYPE_CHECKING:
 NAME = "capabilities"
 KEYS = ("process.capabilities", "process.noNewPrivileges")
 
-# In the order of linux/capability.h: the index is the bit.
-CAPABILITIES = (
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-)
 BIT = {name: 1 << index for index, name in enumerate(CAPABILITIES)}
 ALL = (1 << len(CAPABILITIES)) - 1
 SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")

@@ -11,56 +11,12 @@ import posix
 
 from shim import wire
 from shim.seccomp.profile import machine
-from shim.seccomp.vocabulary import NATIVE
+from shim.seccomp.vocabulary import CAPABILITIES, NATIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# In the order of linux/capability.h (Linux 6.18): the index is the bit.
-CAPABILITIES = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-]
 BITS = {f"CAP_{name}": 1 << bit for bit, name in enumerate(CAPABILITIES)}
 
 # uname -m -> Go's name of the architecture, which Docker's profiles use.

@@ -185,7 +185,7 @@ def test_the_policies_are_ordered() -> None:
 
 
 def seccomp_caps() -> list[str]:
-    from shim.seccomp.resolve import CAPABILITIES
+    from shim.seccomp.vocabulary import CAPABILITIES
 
     return list(CAPABILITIES)
 

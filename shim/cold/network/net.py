@@ -85,12 +85,12 @@ def beside(record: dict[str, Any], found: records.AtHost | None = None) -> recor
         return {}
     address = address_of(section["address"])
     try:
-        taken = host_state.read(host_state.place_of(host_state.DIRECTORY, section["profile"], address))
-        begun = int(taken.split()[2])
-    except (OSError, ValueError, IndexError):
+        _, _, begun = host_state.owner(host_state.place_of(host_state.DIRECTORY, section["profile"], address))
+        since = int(begun) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
         return {}
     every = records.at_host() if found is None else found
-    return records.of_agent(every, address, begun / os.sysconf("SC_CLK_TCK"))
+    return records.of_agent(every, address, since)
 
 
 def _summed(*every: Iterable[records.Row]) -> list[records.Row]:

@@ -128,7 +128,7 @@ def _claimant(claim: str) -> tuple[str, bool]:
 def _owner(path: Path) -> tuple[str, bool]:
     """Whose record it is, and whether the process that took the address is still there."""
     try:
-        name, pid, started = path.read_text().split()
+        name, pid, started = host_state.owner(str(path))
         return name, host_state.started(pid) == int(started) != 0 and not name.startswith(host_state.ENDED)
     except FileNotFoundError:
         return "", False

@@ -29,7 +29,6 @@ from hooks import (
     netlink,
     nft,
     nft_ask,
-    nft_read,
     plan,
     records,
 )
@@ -171,16 +170,10 @@ def _messages(gone: set[Element], new: set[Element]) -> list[nft.Message]:
 
 def _granted(inside: netlink.Socket, place: str) -> dict[str, set[Element]]:
     """What the lock inside grants, by the sets that it has; HostError where there is none."""
-    found: dict[str, set[Element]] = {}
-    for name in (*SETS, *(f"{one}6" for one in SETS)):
-        try:
-            told = nft_read.elements(inside.dump(nft_ask.list_elements(labels.TABLE, name)))
-        except FileNotFoundError as error:
-            if name != SETS[0]:
-                continue
-            raise HostError("network", "namespace", place, "one with our table in it", "create it anew") from error
-        found[name] = {(name, key, last) for key, last, *_ in told}
-    return found
+    told = {name: records.elements(inside, name) for name in (*SETS, *(f"{one}6" for one in SETS))}
+    if told[SETS[0]] is None:
+        raise HostError("network", "namespace", place, "one with our table in it", "create it anew")
+    return {name: {(name, *one[:2]) for one in every} for name, every in told.items() if every is not None}
 
 
 def _wanted(section: Record, ranges: bool) -> Iterator[Element]:
@@ -196,16 +189,11 @@ def _wanted(section: Record, ranges: bool) -> Iterator[Element]:
 def _pinned_there(outside: netlink.Socket, agent: str) -> Iterator[Element]:
     """What the host's lock has of it; HostError where it does not know the container."""
     here = address_of(agent)
-    try:
-        known = nft_read.entries(outside.dump(nft_ask.list_elements(labels.TABLE, "policies_out")))
-        asked = {name: nft_ask.list_elements(labels.TABLE, name) for name in net_agents.PINNED}
-        told = {name: nft_read.elements(outside.dump(one)) for name, one in asked.items()}
-    except FileNotFoundError:
-        known, told = {}, {}
-    if (here, b"") not in known:
+    known, *told = (records.elements(outside, name) or () for name in ("policies_out", *net_agents.PINNED))
+    if all(key != here for key, *_ in known):
         todo = "its rules or its elements are gone: agentshim net up"
         raise HostError("network", "the host's lock", f"nothing of {agent}", "the container's elements", todo)
-    for name, every in told.items():
+    for name, every in zip(net_agents.PINNED, told, strict=True):
         yield from ((name, key, last) for key, last, *_ in every if host.address_in(name, key, b"") == here)
 
 

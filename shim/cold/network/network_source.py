@@ -11,21 +11,14 @@ import base64
 import ipaddress
 from typing import Any
 
-from hooks import chains, host_rules, lock, plan
+from hooks import host_rules, lock, plan
 from shim.dim import network
 from shim.errors import Invalid
 
 Block = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-
-def _cidr(value: bytes, mask: bytes, size: int) -> str:
-    """The block that a rule of the lock's hard deny matches: the first bytes of an address, or some bits of them."""
-    bits = int.from_bytes(mask or b"\xff" * len(value), "big").bit_count()
-    return f"{ipaddress.ip_address(value + bytes(size - len(value)))}/{bits}"
-
-
 # Not grantable, nor a part of it: where metadata services live, link-local, multicast, "this network".
-NEVER = (*(_cidr(*one, 4) for one in chains.HARD4), *(_cidr(*one, 16) for one in chains.HARD6))
+NEVER = (*host_rules.hard(), *host_rules.hard(six=True))
 # The host, its neighbours and other containers may be there: grantable for a reason that is given.
 PRIVATE = (
     "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15",

@@ -12,7 +12,7 @@ from shim.seccomp import resolve
 Indexed = list[tuple[int, dict[str, Any]]]  # rules with their places in the profile
 Kernel = tuple[int, int]
 
-_ALL = (1 << len(resolve.CAPABILITIES)) - 1
+_ALL = (1 << len(resolve.BITS)) - 1
 _LAST = (1 << 20, 0)  # after every kernel
 
 

@@ -3,6 +3,7 @@
 
        push    of sending AMOUNT MiB by TCP, until the far end has read all     fetch   of reading as much: the quickest
                of eight, since two CPUs that copy as fast as they can are slower whenever anything else runs
+       link    as push, at the rate of a link of 10 Gbit/s (SO_MAX_PACING_RATE)
        tcp, udp   a round trip of one byte, AMOUNT of them in twenty turns, that of the quickest turn: what
                   another program takes of this CPU is not ours
        hole    a datagram to a socket that nobody reads, counted in the same way. veth and bridge do their work on the
@@ -24,9 +25,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PUSH, FETCH, TCP, UDP, HOLE, MODES, TURNS = 20, CHUNK = 128 << 10, STREAMS = 8, SECONDS = 5, BURST = 500 };
+enum { PUSH, FETCH, TCP, UDP, HOLE, LINK, MODES, TURNS = 20, CHUNK = 128 << 10, STREAMS = 8, SECONDS = 5, BURST = 500 };
 
-static const char *const NAMES[MODES] = { "push", "fetch", "tcp", "udp", "hole" };
+static const char *const NAMES[MODES] = { "push", "fetch", "tcp", "udp", "hole", "link" };
 static char buffer[CHUNK];
 
 static void need(bool done, const char *what)
@@ -62,6 +63,7 @@ static int opened(int mode, const char *address, int port, bool far)
 {
 	const int one = 1, kind = mode == UDP || mode == HOLE ? SOCK_DGRAM : SOCK_STREAM;
 	const struct timeval limit = { SECONDS, 0 };
+	const unsigned long rate = 10000000000 / 8; /* bytes a second */
 	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons((unsigned short)(port + 2 * mode)) };
 	int fd = socket(AF_INET, kind | SOCK_CLOEXEC, 0);
 
@@ -69,6 +71,7 @@ static int opened(int mode, const char *address, int port, bool far)
 	if (!far) {
 		need(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0, "SO_RCVTIMEO");
 		need(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) == 0, "SO_SNDTIMEO");
+		need(mode != LINK || setsockopt(fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof rate) == 0, "pacing");
 		need(connect(fd, (struct sockaddr *)&at, sizeof at) == 0, "connect");
 		if (kind == SOCK_STREAM)
 			need(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) == 0, "TCP_NODELAY");
@@ -140,11 +143,11 @@ static double streamed(int mode, int fd, long amount)
 	double from = now();
 
 	while (done < all) {
-		got = mode == PUSH ? send(fd, buffer, sizeof buffer, MSG_NOSIGNAL) : recv(fd, buffer, sizeof buffer, 0);
+		got = mode == FETCH ? recv(fd, buffer, sizeof buffer, 0) : send(fd, buffer, sizeof buffer, MSG_NOSIGNAL);
 		need(got > 0, NAMES[mode]);
 		done += got;
 	}
-	if (mode == PUSH) { /* the far end closes when it has read all */
+	if (mode != FETCH) { /* the far end closes when it has read all */
 		need(shutdown(fd, SHUT_WR) == 0 && recv(fd, buffer, sizeof buffer, 0) == 0, "the far end");
 	}
 	return now() - from;
@@ -184,7 +187,7 @@ int main(int argc, char **argv)
 	if (argc != 5 || mode == MODES)
 		return 2;
 	pin(false);
-	const bool stream = mode == PUSH || mode == FETCH;
+	const bool stream = mode == PUSH || mode == FETCH || mode == LINK;
 	int fd = opened(mode, argv[2], atoi(argv[3]), false);
 	long amount = atol(argv[4]);
 	int echo = mode == HOLE ? opened(UDP, argv[2], atoi(argv[3]), false) : -1;

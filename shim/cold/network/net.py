@@ -18,7 +18,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any
 
-from hooks import host_rules, host_state, labels, netlink, nft_ask, nft_read, records
+from hooks import host_rules, host_state, labels, netlink, records
 from hooks.grants import address_of
 from shim import kernel, policy, state
 from shim.audit import now
@@ -200,12 +200,11 @@ def _named(record: dict[str, Any], protocol: str, host: str, port: int) -> dict[
 def _learned(record: dict[str, Any], protocol: str, port: int) -> set[str]:
     """The addresses that learned names have led to, of those that may be reached on a port."""
     tag, found = labels.tag(net_agents.digest_of(record)), set()
-    with netlink.Socket(netlink.NETFILTER) as kernels:
+    with netlink.Socket(netlink.NETFILTER) as host:
         for number, (kind, low, high) in enumerate(host_rules.groups(record["network"].get("learned", ()))):
             if kind == protocol and low <= port <= high:
-                with suppress(FileNotFoundError):
-                    asked = nft_ask.list_elements(labels.TABLE, host_rules.learned_set(tag, number))
-                    found |= {labels.dotted(one[0]) for one in nft_read.elements(kernels.dump(asked))}
+                every = records.elements(host, host_rules.learned_set(tag, number)) or ()
+                found |= {labels.dotted(far) for far, *_ in every}
     return found
 
 

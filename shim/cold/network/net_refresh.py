@@ -19,19 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hooks import (
-    chains,
-    grants,
-    host,
-    host_state,
-    labels,
-    link,
-    netlink,
-    nft,
-    nft_ask,
-    plan,
-    records,
-)
+from hooks import chains, grants, host, host_state, labels, link, netlink, nft, nft_ask, plan, records
 from hooks.grants import address_of
 from shim import docker, hostpaths, kernel, names, policy, state, wire
 from shim.bundle import Directory
